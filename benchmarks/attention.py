@@ -1,0 +1,113 @@
+"""Compare our attention and our whole network with the literal implementation: time and peak memory.
+
+    python benchmarks/attention.py --size 256 --full
+
+Prints a Markdown table. Each case runs in fresh processes: one that builds the module and its inputs and stops, one
+that goes on to run it in inference mode; peak memory is the difference of their maximum resident sizes, so it counts
+what the computation needs and not the interpreter, torch or the weights. That both sides compute the same function is
+asserted in tests/test_network.py, not here.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+# torch is imported in `measure` alone: a process starts with its parent's maximum resident size; this one stays small.
+
+CASES: dict[str, dict[str, int]] = {
+    "attention": {},
+    "compact network": {"stages": 4, "features": 22},
+    "paper's network": {"stages": 6, "features": 128},
+}
+
+
+def measure(case: str, side: str, size: int, runs: int) -> dict[str, Any]:
+    """Return the median seconds of ``runs`` forward passes, and this process's maximum resident size in bytes."""
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+    import torch
+    from literal_ginet import LiteralAttention, LiteralGINet
+
+    from xr_ginet.network import GINet, GINetConfig
+    from xr_ginet.network.attention import WindowAttention
+
+    torch.manual_seed(0)
+    widths = CASES[case]
+    module: torch.nn.Module
+    if case == "attention":
+        inputs = torch.rand(1, 5, size, size), torch.rand(1, 3, size, size)
+        ours = side == "ours"
+        module = WindowAttention(5, 3, window_size=5, patch_size=3) if ours else LiteralAttention(5, 3, 3, 5)
+    else:
+        inputs = torch.rand(1, 4, size, size), torch.rand(1, 6, size // 2, size // 2)
+        if side == "ours":
+            module = GINet(GINetConfig(n_stages=widths["stages"], n_features=widths["features"]))
+        else:
+            module = LiteralGINet(**widths)
+    seconds = []
+    with torch.inference_mode():
+        for _ in range(runs + 1 if runs else 0):  # the first one warms up
+            start = time.perf_counter()
+            module(*inputs)
+            seconds.append(time.perf_counter() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    median = statistics.median(seconds[1:]) if runs else None
+    return {"seconds": median, "peak": peak, "threads": torch.get_num_threads()}
+
+
+def measure_in_fresh_process(case: str, side: str, size: int, runs: int) -> dict[str, Any]:
+    """Return what `measure` returns, from a process of its own."""
+    command = [sys.executable, __file__, "--measure", case, side, "--size", str(size), "--runs", str(runs)]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def machine(threads: int) -> str:
+    """Return one line that names the processor and the versions."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        cpu = platform.processor() or platform.machine()
+    versions = ", ".join(f"{package} {version(package)}" for package in ("torch", "xr-ginet"))
+    return f"{cpu}, {os.cpu_count()} cores, {threads} threads; Python {platform.python_version()}, {versions}"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=256, help="side of the square image in fine pixels; even")
+    parser.add_argument("--runs", type=int, default=5, help="timed forward passes, of which the median counts")
+    parser.add_argument("--full", action="store_true", help="also the paper's network (seconds to minutes a pass)")
+    parser.add_argument("--measure", nargs=2, metavar=("CASE", "SIDE"), help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.measure:
+        case, side = options.measure
+        print(json.dumps(measure(case, side, options.size, options.runs)))
+        return
+    rows, threads = [], 0
+    for case in list(CASES)[: 3 if options.full else 2]:
+        seconds, peak = {}, {}
+        for side in ("ours", "literal"):
+            idle = measure_in_fresh_process(case, side, options.size, 0)
+            busy = measure_in_fresh_process(case, side, options.size, options.runs)
+            seconds[side], peak[side], threads = busy["seconds"], busy["peak"] - idle["peak"], busy["threads"]
+        rows.append(
+            f"| {case} | {seconds['ours']:.3f} | {seconds['literal']:.3f} | {seconds['literal'] / seconds['ours']:.1f} "
+            f"| {peak['ours'] / 2**20:.0f} | {peak['literal'] / 2**20:.0f} | {peak['literal'] / peak['ours']:.1f} |"
+        )
+    print(f"{options.size} x {options.size} pixels, float32, median of {options.runs} runs. {machine(threads)}.\n")
+    print("| case | ours, s | literal, s | times faster | ours, peak MiB | literal, peak MiB | times smaller |")
+    print("|---|---|---|---|---|---|---|")
+    print("\n".join(rows))
+
+
+if __name__ == "__main__":
+    main()

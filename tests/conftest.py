@@ -1,0 +1,89 @@
+"""What several tests share: a small network with random weights, cubes with a story, real data where it is at hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import dask
+import numpy as np
+import pytest
+import rioxarray  # noqa: F401 - registers .rio
+import torch
+import xarray as xr
+
+import xr_ginet
+from xr_ginet.network import Checkpoint, GINet, GINetConfig, save_checkpoint
+from xr_ginet.sentinel2.bands import BANDS_10M, BANDS_20M
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+needs_shared = pytest.mark.skipif(not SHARED.exists(), reason=f"real data is not at {SHARED}")
+
+torch.set_num_threads(1)
+
+
+@contextmanager
+def no_compute() -> Iterator[None]:
+    """Fail where Dask computes anything."""
+
+    def scheduler(graph: object, keys: object, **kwargs: object) -> None:
+        raise AssertionError("computed while only the graph should be built")
+
+    with dask.config.set(scheduler=scheduler):
+        yield
+
+
+def random_checkpoint(path: Path, **config: object) -> Checkpoint:
+    """Write a network with random weights whose attention is far from uniform and whose stages all matter."""
+    torch.manual_seed(7)
+    network = GINet(GINetConfig(**{"n_features": 6, "n_stages": 2, "assignment": "soft"} | config)).double()
+    for name, parameter in network.named_parameters():
+        if "theta" in name or "phi" in name:
+            parameter.data *= 12
+    return save_checkpoint(path, network)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return random_checkpoint(tmp_path_factory.mktemp("weights") / "random.safetensors")
+
+
+def single_grid(
+    bands: tuple[str, ...], shape: tuple[int, int], pixel: float, *, n_times: int | None = None, seed: int = 0
+) -> xr.Dataset:
+    """Return random float64 reflectance on a north-up grid in UTM zone 30, without symmetry."""
+    rng = np.random.default_rng((seed, int(pixel)))
+    lead = () if n_times is None else (n_times,)
+    dims = ("y", "x") if n_times is None else ("time", "y", "x")
+    coords = {
+        "y": 4_848_600 - pixel * (np.arange(shape[0]) + 0.5),
+        "x": 742_920 + pixel * (np.arange(shape[1]) + 0.5),
+    }
+    if n_times is not None:
+        coords["time"] = np.datetime64("2024-05-01T10:50:31", "ns") + np.arange(n_times) * np.timedelta64(5, "D")
+    data = {band: (dims, 0.05 + 0.4 * rng.random((*lead, *shape))) for band in bands}
+    return xr.Dataset(data, coords).rio.write_crs("EPSG:32630")
+
+
+def two_grids(shape: tuple[int, int] = (48, 36), *, n_times: int | None = None, seed: int = 0) -> xr.Dataset:
+    """Return a random two-grid cube, not chunked; ``shape`` is at 20 m."""
+    return xr_ginet.pair(
+        single_grid(BANDS_10M, (2 * shape[0], 2 * shape[1]), 10, n_times=n_times, seed=seed),
+        single_grid(BANDS_20M, shape, 20, n_times=n_times, seed=seed),
+    )
+
+
+def real_scene(name: str) -> tuple[xr.Dataset, xr.Dataset]:
+    """Return the digital numbers of a real scene at 10 m and at 20 m, with its CRS."""
+    with np.load(SHARED / "scenes" / f"{name}.npz") as file:
+        meta = json.loads(str(file["meta"]))
+        parts = []
+        for key, bands in (("b10", BANDS_10M), ("b20", BANDS_20M)):
+            dx, _, x0, _, dy, y0 = meta["transform10" if key == "b10" else "transform20"]
+            height, width = file[key].shape[-2:]
+            coords = {"y": y0 + dy * (np.arange(height) + 0.5), "x": x0 + dx * (np.arange(width) + 0.5)}
+            data = {band: (("y", "x"), image) for band, image in zip(bands, file[key], strict=True)}
+            parts.append(xr.Dataset(data, coords).rio.write_crs(meta["crs"]))
+    return parts[0], parts[1]

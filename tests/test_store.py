@@ -1,0 +1,97 @@
+"""What is written is read back, an existing store is left alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from conftest import no_compute, two_grids
+from numpy.testing import assert_allclose, assert_array_equal
+
+import xr_ginet
+from xr_ginet.network import Checkpoint
+
+
+@pytest.fixture
+def cube(checkpoint: Checkpoint) -> xr.Dataset:
+    source = two_grids((24, 20), n_times=2)
+    source["B05"][1, 3, 4] = np.nan
+    return source.chunk({"time": 1, "y": 32, "x": 16}).ginet.superresolve(weights=checkpoint.path, precision="float32")
+
+
+@pytest.mark.parametrize("zarr_format", [3, 2])
+@pytest.mark.parametrize("dtype", ["float32", "uint16"])
+def test_a_cube_survives_the_round_trip(cube: xr.Dataset, tmp_path, zarr_format: int, dtype: str) -> None:
+    path = tmp_path / "cube.zarr"
+    cube.ginet.to_zarr(path, zarr_format=zarr_format, dtype=dtype)
+    stored = xr.open_zarr(path, decode_coords="all")
+    for coord in ("time", "y", "x"):
+        assert_array_equal(stored[coord].values, cube[coord].values)
+    assert stored.rio.crs == cube.rio.crs
+    assert stored.rio.transform() == cube.rio.transform()
+    assert stored["B11"].attrs["wavelength"] == 1613.7
+    assert stored.attrs == cube.attrs
+    raw = zarr.open(path)["B05"]
+    assert raw.dtype == dtype
+    assert raw.chunks == (1, 32, 16)
+    for band in cube.data_vars:
+        if dtype == "uint16":
+            assert_allclose(stored[band].values, cube[band].clip(-0.0999, 6.4535).values, rtol=0, atol=0.51e-4)
+        else:
+            assert_allclose(stored[band].values, cube[band].values.astype("float32"), rtol=0, atol=0)
+    assert np.isnan(stored["B05"].values[1]).sum() == 4
+    assert zarr.open(path).metadata.zarr_format == zarr_format
+
+
+def test_uint16_clips_beyond_its_range_and_keeps_the_sign(tmp_path) -> None:
+    values = np.array([[-0.5, -0.09, 0.0], [6.4535, 8.0, np.nan]], "float32")
+    ds = xr.Dataset({"B02": (("y", "x"), values)}, {"y": [15.0, 5], "x": [5.0, 15, 25]})
+    ds.ginet.to_zarr(tmp_path / "c.zarr", dtype="uint16")
+    assert_array_equal(zarr.open(tmp_path / "c.zarr")["B02"][:], [[1, 100, 1000], [65535, 65535, 0]])
+
+
+def test_ragged_chunks_are_made_even(tmp_path) -> None:
+    ds = xr.Dataset({"B02": (("y", "x"), np.arange(30.0).reshape(10, 3))}, {"y": -np.arange(10.0), "x": np.arange(3.0)})
+    ds.chunk({"y": (2, 5, 3)}).ginet.to_zarr(tmp_path / "c.zarr")
+    assert zarr.open(tmp_path / "c.zarr")["B02"].chunks == (5, 3)
+    assert_array_equal(xr.open_zarr(tmp_path / "c.zarr")["B02"], ds["B02"])
+
+
+def test_an_existing_store_is_left_alone(cube: xr.Dataset, tmp_path) -> None:
+    path = tmp_path / "cube.zarr"
+    small = cube.isel(y=slice(0, 8), x=slice(0, 8))
+    small.ginet.to_zarr(path)
+    before = xr.open_zarr(path).load()
+    for mode in (None, "w-"):
+        with no_compute(), pytest.raises(FileExistsError, match=r"holds a Zarr store already. Type mode='w'"):
+            (small + 1).ginet.to_zarr(path, mode=mode)
+    xr.testing.assert_identical(xr.open_zarr(path).load(), before)
+    (small + 1).ginet.to_zarr(path, mode="w")
+    assert_allclose(xr.open_zarr(path)["B02"], before["B02"] + 1, rtol=1e-6)
+
+
+def test_writing_can_be_put_off_and_watched(cube: xr.Dataset, tmp_path, capsys) -> None:
+    with no_compute():
+        delayed = cube.ginet.to_zarr(tmp_path / "a.zarr", compute=False)
+    assert np.isnan(xr.open_zarr(tmp_path / "a.zarr")["B05"].values).all()
+    delayed.compute()
+    assert not np.isnan(xr.open_zarr(tmp_path / "a.zarr")["B05"].values).all()
+    xr_ginet.to_zarr(cube, tmp_path / "b.zarr", progress=True)
+    assert "100% Completed" in capsys.readouterr().out
+    xr.testing.assert_identical(xr.open_zarr(tmp_path / "a.zarr").load(), xr.open_zarr(tmp_path / "b.zarr").load())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"mode": "a"}, "mode='a': must be 'w'"),
+        ({"dtype": "int8"}, "dtype='int8': must be 'float32' or 'uint16'"),
+        ({"zarr_format": 4}, "zarr_format=4: must be 2 or 3"),
+        ({"progress": True, "compute": False}, "compute=False puts it off"),
+    ],
+)
+def test_to_zarr_refuses(cube: xr.Dataset, tmp_path, arguments: dict, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        cube.ginet.to_zarr(tmp_path / "c.zarr", **arguments)
+    assert not (tmp_path / "c.zarr").exists()

@@ -1,0 +1,58 @@
+"""Sentinel-2 at 10 m in all bands: GINet over lazy xarray cubes.
+
+Importing registers ``ds.ginet`` and loads neither torch nor a catalogue client.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+__version__ = version("xr-ginet")
+
+if TYPE_CHECKING:
+    from .mapping import guide, superresolve
+    from .network import GINet, GINetConfig, from_authors, load_checkpoint, save_checkpoint
+    from .sentinel2.catalog import open_stac
+    from .sentinel2.layouts import pair
+    from .store import to_zarr
+
+_HOMES = {
+    "GINet": "xr_ginet.network",
+    "GINetConfig": "xr_ginet.network",
+    "from_authors": "xr_ginet.network",
+    "guide": "xr_ginet.mapping",
+    "load_checkpoint": "xr_ginet.network",
+    "open_stac": "xr_ginet.sentinel2.catalog",
+    "pair": "xr_ginet.sentinel2.layouts",
+    "save_checkpoint": "xr_ginet.network",
+    "superresolve": "xr_ginet.mapping",
+    "to_zarr": "xr_ginet.store",
+}
+"""Where each public name lives; it is imported when first asked for."""
+
+__all__ = [
+    "GINet",
+    "GINetConfig",
+    "__version__",
+    "from_authors",
+    "guide",
+    "load_checkpoint",
+    "open_stac",
+    "pair",
+    "save_checkpoint",
+    "superresolve",
+    "to_zarr",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'xr_ginet' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+from . import accessor as _accessor  # noqa: E402, F401 - registers ds.ginet

@@ -1,0 +1,77 @@
+"""``ds.ginet``: each method is a docstring and one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+
+from . import mapping, store
+
+if TYPE_CHECKING:
+    from .mapping.predictor import Precision
+    from .network import Checkpoint
+    from .sentinel2.catalog import Catalog
+
+
+@xr.register_dataset_accessor("ginet")
+class GINetAccessor:
+    """Super-resolution of a Sentinel-2 cube.
+
+    The cube is a two-grid Dataset, as `xr_ginet.open_stac` and `xr_ginet.pair` return it.
+    """
+
+    def __init__(self, ds: xr.Dataset) -> None:
+        self._ds = ds
+
+    def superresolve(
+        self,
+        *,
+        weights: str | Path | Checkpoint = "default",
+        depth: int | str = "exact",
+        device: str = "auto",
+        precision: Precision = "float32",
+        catalog: Catalog | None = None,
+        collection: str = "sentinel-2-l2a",
+        sign: Callable[[Any], Any] | None = None,
+    ) -> xr.Dataset:
+        """Return all bands on the 10 m grid, lazily: see `xr_ginet.superresolve`."""
+        return mapping.superresolve(
+            self._ds,
+            weights=weights,
+            depth=depth,
+            device=device,
+            precision=precision,
+            catalog=catalog,
+            collection=collection,
+            sign=sign,
+        )
+
+    def guide(self, *, weights: str | Path | Checkpoint = "default", device: str = "auto") -> xr.DataArray:
+        """Return the geometry guide drawn from the 10 m bands, lazily: see `xr_ginet.guide`."""
+        return mapping.guide(self._ds, weights=weights, device=device)
+
+    def to_zarr(
+        self,
+        target: Any,
+        *,
+        mode: store.Mode | None = None,
+        dtype: store.StoredDtype = "float32",
+        zarr_format: int = 3,
+        compression_level: int = 5,
+        progress: bool = False,
+        compute: bool = True,
+    ) -> Any:
+        """Write the cube to a Zarr store: see `xr_ginet.to_zarr`."""
+        return store.to_zarr(
+            self._ds,
+            target,
+            mode=mode,
+            dtype=dtype,
+            zarr_format=zarr_format,
+            compression_level=compression_level,
+            progress=progress,
+            compute=compute,
+        )

@@ -1,0 +1,163 @@
+"""``xr-ginet``: the library from a shell. Each command gathers its arguments and makes one call."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(help="Sentinel-2 at 10 m in all bands.", no_args_is_help=True, pretty_exceptions_enable=False)
+
+EXPECTED = (ValueError, FileNotFoundError, FileExistsError)
+"""Errors that tell the user what to type: shown without a traceback, exit code 1. Wrong usage exits with 2."""
+
+
+@app.command()
+def superresolve(
+    catalog: Annotated[
+        str, typer.Argument(help="URL of a STAC API, or a JSON file with an item or an item collection.")
+    ],
+    store: Annotated[Path, typer.Argument(help="Zarr store to write.")],
+    bbox: Annotated[
+        tuple[float, float, float, float] | None, typer.Option(help="West, south, east, north in degrees.")
+    ] = None,
+    datetime: Annotated[str | None, typer.Option(help="Date or range, such as 2024-06-01/2024-06-30.")] = None,
+    collection: Annotated[str, typer.Option(help="Collection to search.")] = "sentinel-2-l2a",
+    max_items: Annotated[int | None, typer.Option(help="At most that many items.")] = None,
+    weights: Annotated[str, typer.Option(help="Packaged checkpoint, or path of a .safetensors file.")] = "default",
+    chunks: Annotated[int, typer.Option(help="Pixels per chunk and axis at 10 m.")] = 1024,
+    depth: Annotated[str, typer.Option(help="'exact', or overlap in 10 m pixels.")] = "exact",
+    device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="'float32', or 'uint16' with scale and offset.")] = "uint16",
+    zarr_format: Annotated[int, typer.Option(help="3 or 2.")] = 3,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing store.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would be done, and stop.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Super-resolve what a STAC catalogue holds of an area, into a Zarr store."""
+    from . import open_stac
+    from . import superresolve as superresolve_cube
+
+    with _errors_as_messages():
+        cube = open_stac(
+            _items_of(catalog),
+            collection=collection,
+            bbox=bbox,
+            datetime=datetime,
+            max_items=max_items,
+            chunks=chunks,
+        )
+        result = superresolve_cube(
+            cube, weights=weights, depth=depth if depth == "exact" else int(depth), device=device
+        )
+        if dry_run:
+            _print_plan(cube, result, store, weights)
+            return
+        result.ginet.to_zarr(
+            store, mode="w" if overwrite else None, dtype=dtype, zarr_format=zarr_format, progress=not quiet
+        )
+        typer.echo(f"wrote {store}: {_sizes(result)}")
+
+
+@app.command()
+def info(target: Annotated[str, typer.Argument(help="Zarr store, packaged checkpoint or .safetensors file.")]) -> None:
+    """Tell what a cube or a checkpoint says of itself."""
+    with _errors_as_messages():
+        description = _describe_store(target) if _is_store(target) else _describe_weights(target)
+        typer.echo(json.dumps(description, indent=2, default=str))
+
+
+@contextmanager
+def _errors_as_messages() -> Iterator[None]:
+    """End the program with an expected error's message and exit code 1."""
+    try:
+        yield
+    except EXPECTED as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error
+
+
+def _items_of(catalog: str) -> Any:
+    """Return a URL as it is, and the items of a JSON file."""
+    path = Path(catalog)
+    if "://" in catalog:
+        return catalog
+    if not path.is_file():
+        raise FileNotFoundError(f"{catalog} is neither the URL of a STAC API nor a file of STAC items")
+    content = json.loads(path.read_text())
+    items = content.get("features", [content]) if isinstance(content, dict) else content
+    if not all(isinstance(item, dict) and "assets" in item for item in items):
+        raise ValueError(f"{catalog} holds no STAC item: a Feature with assets, or a FeatureCollection of them")
+    return items
+
+
+def _print_plan(cube: Any, result: Any, store: Path, weights: str) -> None:
+    """Print what would be read, the size of the graph and the memory of one block."""
+    from .mapping.predictor import block_memory
+    from .network import load_checkpoint
+
+    checkpoint = load_checkpoint(weights)
+    height, width = (
+        min(result.sizes[d], max(result.chunksizes[d]) + 2 * result.attrs["ginet_depth"]) for d in ("y", "x")
+    )
+    block = block_memory(checkpoint.config, height, width)
+    tasks = len(result.__dask_graph__())
+    chunks = result["B05"].data.npartitions
+    for line in (
+        f"items    {len(cube.attrs['source_items'])}: {', '.join(cube.attrs['source_items'][:3])}"
+        + (" …" if len(cube.attrs["source_items"]) > 3 else ""),
+        f"read     {cube.nbytes / 2 / 1e9:.3g} GB of digital numbers; {cube.attrs['radiometry']}",
+        f"result   {_sizes(result)}, {result.nbytes / 1e9:.3g} GB as float32",
+        f"graph    {tasks} tasks, {chunks} chunks, {tasks / chunks:.0f} tasks per chunk",
+        f"weights  {checkpoint.name} ({checkpoint.sha256[:12]}), depth {result.attrs['ginet_depth']} pixels",
+        f"memory   at most {block / 1e9:.2g} GB per process for the network, one block of {height} × {width} at a time",
+        f"store    {store}, not written: dry run",
+    ):
+        typer.echo(line)
+
+
+def _sizes(ds: Any) -> str:
+    return " × ".join(f"{dim} {size}" for dim, size in ds.sizes.items()) + f", {len(ds.data_vars)} bands"
+
+
+def _is_store(target: str) -> bool:
+    return "://" in target or any((Path(target) / name).exists() for name in ("zarr.json", ".zgroup", ".zmetadata"))
+
+
+def _describe_store(target: str) -> dict[str, Any]:
+    import xarray as xr
+
+    from .sentinel2.grids import Grid, read_crs
+
+    with xr.open_zarr(target, decode_coords="all") as ds:
+        crs = read_crs(ds)
+        return {
+            "sizes": dict(ds.sizes),
+            "bands": list(ds.data_vars),
+            "dtype": str(next(iter(ds.data_vars.values())).encoding["dtype"]),
+            "chunks": next(iter(ds.data_vars.values())).encoding["chunks"],
+            "times": [str(t)[:19] for t in ds["time"].values.ravel()[[0, -1]]] if "time" in ds.coords else None,
+            "crs": crs.to_string() if crs else None,
+            "transform": Grid.from_coords(ds).transform,
+            "attributes": ds.attrs,
+        }
+
+
+def _describe_weights(target: str) -> dict[str, Any]:
+    import dataclasses
+
+    from .network import load_checkpoint
+
+    checkpoint = load_checkpoint(target)
+    return {
+        "name": checkpoint.name,
+        "path": checkpoint.path,
+        "sha256": checkpoint.sha256,
+        "receptive_radius": checkpoint.config.receptive_radius,
+        "config": dataclasses.asdict(checkpoint.config),
+        "card": checkpoint.card,
+    }

@@ -1,0 +1,203 @@
+"""Map a function over overlapping blocks of arrays that cover the same ground at different resolutions.
+
+Each output chunk is one call on one window: the chunk, enlarged by a depth and rounded outwards to whole coarse
+pixels, cut out of whatever chunks hold it. So chunks of either grid may be of any size, smaller than the depth or
+ragged, may start at odd positions and differ between the grids; nothing is rechunked, and output chunks are the fine
+input's. Windows end at the image's border, where the function does its own padding, as it would on the whole image.
+
+`dask.array.map_overlap` cannot do this: over arrays of two sizes it refuses, or with ``align_arrays=False`` declares
+a wrong shape, and it merges chunks smaller than the depth.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import dask.array as da
+import numpy as np
+from dask.base import tokenize
+from dask.highlevelgraph import HighLevelGraph
+from numpy.typing import DTypeLike, NDArray
+
+Block = Callable[..., NDArray]
+
+
+class Window(NamedTuple):
+    """Where one output chunk's input lies on one axis, in fine pixels."""
+
+    start: int
+    stop: int
+    trim: slice
+    """The output chunk within the window."""
+
+
+def windows(chunks: Sequence[int], *, factor: int, depth: int) -> list[Window]:
+    """Return the window of each output chunk along one axis.
+
+    Parameters
+    ----------
+    chunks : sequence of int
+        Chunk sizes of the fine grid; their sum is a multiple of ``factor``.
+    factor : int
+        Windows start and stop at multiples of it.
+    depth : int
+        Fine pixels of overlap on each side, a multiple of ``factor``.
+
+    Examples
+    --------
+    >>> windows((3, 5), factor=2, depth=2)
+    [Window(start=0, stop=6, trim=slice(0, 3, None)), Window(start=0, stop=8, trim=slice(3, 8, None))]
+    """
+    size = sum(chunks)
+    result, begin = [], 0
+    for chunk in chunks:
+        end = begin + chunk
+        start = max(0, begin // factor * factor - depth)
+        stop = min(size, -(-end // factor) * factor + depth)
+        result.append(Window(start, stop, slice(begin - start, end - start)))
+        begin = end
+    return result
+
+
+def map_windows(
+    function: Block,
+    *arrays: da.Array,
+    factors: Sequence[int],
+    depth: int,
+    n_bands: int,
+    dtype: DTypeLike,
+) -> da.Array:
+    """Return ``function`` mapped over overlapping windows of all arrays, lazily.
+
+    Parameters
+    ----------
+    function : callable
+        Takes one numpy block per array, ``(..., band, h / factor, w / factor)``, and returns ``(..., n_bands, h, w)``.
+        Must be picklable for distributed schedulers.
+    *arrays : (..., band, y / factor, x / factor)
+        Dask arrays of the same ground and the same leading axes, whole in ``band``, chunked in any way in y and x. The
+        first decides the output's chunks and has the factor 1.
+    factors : sequence of int
+        How many times coarser each array is than the first.
+    depth : int
+        Pixels of the first array by which a window exceeds its chunk on each side; a multiple of the largest factor.
+        With a depth of at least the function's receptive radius the result does not depend on the chunks.
+    n_bands, dtype
+        Of the output.
+
+    Returns
+    -------
+    (..., n_bands, y, x)
+        Lazy, chunked in y and x as the first array; one call of ``function`` per chunk.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not nest, an array is chunked along ``band``, or the depth is not a multiple of the factor.
+    """
+    factor = max(factors)
+    _check(arrays, factors, depth, factor)
+    first = arrays[0]
+    lead = first.chunks[:-3]
+    arrays = tuple(a.rechunk({i: c for i, c in enumerate(lead)}) if a.chunks[:-3] != lead else a for a in arrays)
+    rows = windows(first.chunks[-2], factor=factor, depth=depth)
+    columns = windows(first.chunks[-1], factor=factor, depth=depth)
+
+    name = "ginet-windows-" + tokenize(function, *arrays, tuple(factors), depth, n_bands, np.dtype(dtype))
+    graph: dict[Any, Any] = {}
+    for position in itertools.product(*(range(len(c)) for c in lead)):
+        for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
+            pieces = [
+                _pieces(graph, f"{name}-cut-{n}", array, f, position, (i, row), (j, column))
+                for n, (array, f) in enumerate(zip(arrays, factors, strict=True))
+            ]
+            graph[name, *position, 0, i, j] = (_apply, function, (row.trim, column.trim), *pieces)
+    chunks = (*lead, (n_bands,), first.chunks[-2], first.chunks[-1])
+    layer = HighLevelGraph.from_collections(name, graph, dependencies=arrays)  # type: ignore[arg-type]
+    return da.Array(layer, name, chunks=chunks, meta=np.empty((0,) * len(chunks), dtype))
+
+
+def _check(arrays: Sequence[da.Array], factors: Sequence[int], depth: int, factor: int) -> None:
+    if depth < 0 or depth % factor:
+        raise ValueError(f"depth={depth}: must be a multiple of the resolution ratio {factor}, and not negative")
+    fine = arrays[0]
+    for array, f in zip(arrays, factors, strict=True):
+        if array.numblocks[-3] != 1:
+            raise ValueError(
+                f"the band axis of an array of shape {array.shape} is chunked {array.chunks[-3]}; the function needs "
+                "all bands at once: array.rechunk({-3: -1})"
+            )
+        if array.shape[:-3] != fine.shape[:-3] or any(
+            n * f != m for n, m in zip(array.shape[-2:], fine.shape[-2:], strict=True)
+        ):
+            raise ValueError(
+                f"arrays of shapes {fine.shape} and {array.shape} do not nest with the ratio {f}: all axes before band "
+                f"must agree, and the first's y and x must be {f} times the second's"
+            )
+        if fine.shape[-2] % factor or fine.shape[-1] % factor:
+            raise ValueError(f"y and x of {fine.shape} must be multiples of {factor}")
+
+
+def _pieces(
+    graph: dict[Any, Any],
+    name: str,
+    array: da.Array,
+    factor: int,
+    position: tuple[int, ...],
+    row: tuple[int, Window],
+    column: tuple[int, Window],
+) -> list[list[Any]]:
+    """Return the keys of the parts that make up one window of one array, as rows of columns.
+
+    Parts of chunks are cut where the chunk lies, by tasks added to ``graph``, so that only halos travel between
+    workers.
+    """
+    (i, row_window), (j, column_window) = row, column
+    overlaps_y = _overlaps(array.chunks[-2], row_window.start // factor, row_window.stop // factor)
+    overlaps_x = _overlaps(array.chunks[-1], column_window.start // factor, column_window.stop // factor)
+    block = []
+    for source_y, cut_y in overlaps_y:
+        line = []
+        for source_x, cut_x in overlaps_x:
+            source = (array.name, *position, 0, source_y, source_x)
+            if cut_y is None and cut_x is None:
+                line.append(source)
+                continue
+            key = (name, *position, i, j, source_y, source_x)
+            graph[key] = (_cut, source, cut_y or slice(None), cut_x or slice(None))
+            line.append(key)
+        block.append(line)
+    return block
+
+
+def _overlaps(chunks: Sequence[int], start: int, stop: int) -> list[tuple[int, slice | None]]:
+    """Return the chunks that ``start..stop`` touches, each with the part needed, or None for all of it."""
+    bounds = np.concatenate([[0], np.cumsum(chunks)])
+    first = int(np.searchsorted(bounds, start, side="right")) - 1
+    last = int(np.searchsorted(bounds, stop, side="left"))
+    result: list[tuple[int, slice | None]] = []
+    for chunk in range(first, last):
+        begin, end = int(bounds[chunk]), int(bounds[chunk + 1])
+        cut = slice(max(start, begin) - begin, min(stop, end) - begin)
+        if cut.stop > cut.start:
+            result.append((chunk, None if cut == slice(0, end - begin) else cut))
+    return result
+
+
+def _cut(block: NDArray, rows: slice, columns: slice) -> NDArray:
+    """Return a part of a block as a copy: a view would keep the whole block in memory."""
+    return block[..., rows, columns].copy()
+
+
+def _apply(function: Block, trim: tuple[slice, slice], *pieces: list[list[NDArray]]) -> NDArray:
+    """Return the trimmed output of one window, from the parts of each array."""
+    blocks = [_join(p) for p in pieces]
+    return function(*blocks)[..., trim[0], trim[1]]
+
+
+def _join(pieces: list[list[NDArray]]) -> NDArray:
+    """Return one block of the rows of columns that make it up."""
+    lines = [line[0] if len(line) == 1 else np.concatenate(line, axis=-1) for line in pieces]
+    return lines[0] if len(lines) == 1 else np.concatenate(lines, axis=-2)

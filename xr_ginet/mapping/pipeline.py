@@ -1,0 +1,242 @@
+"""`superresolve`: check the cube, map the network over it, put the labels back.
+
+The only place where labels and blocks meet. Everything stays lazy: building costs no reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+
+from .. import __version__
+from ..sentinel2.bands import BANDS
+from ..sentinel2.catalog import DEFAULT_COLLECTION, complete
+from ..sentinel2.grids import COARSE_DIMS, FINE_DIMS, Grid, check_nesting, read_crs
+from ..sentinel2.layouts import band_attrs, write_crs
+from .missing import FILL_RADIUS
+from .overlap import map_windows
+from .predictor import Precision, Predictor
+
+if TYPE_CHECKING:
+    from ..network import Checkpoint, GINetConfig
+    from ..sentinel2.catalog import Catalog
+
+
+def superresolve(
+    ds: xr.Dataset,
+    *,
+    weights: str | Path | Checkpoint = "default",
+    depth: int | str = "exact",
+    device: str = "auto",
+    precision: Precision = "float32",
+    catalog: Catalog | None = None,
+    collection: str = DEFAULT_COLLECTION,
+    sign: Callable[[Any], Any] | None = None,
+) -> xr.Dataset:
+    """Return all bands of a two-grid cube on its 10 m grid, lazily.
+
+    Parameters
+    ----------
+    ds : Dataset
+        Two-grid cube: B02 B03 B04 B08 with dims ``[time,] y, x`` and B05 B06 B07 B8A B11 B12 with ``[time,] y_20m,
+        x_20m``, float reflectance, chunked in any way. NaN is missing.
+    weights : str, Path or Checkpoint
+        Name of a packaged checkpoint or path of a safetensors file, which every worker must be able to read.
+    depth : "exact" or int
+        Overlap of the blocks in 10 m pixels. ``"exact"`` is what the network can see, so that the result does not
+        depend on the chunks; a smaller even number is faster, and wrong near chunk edges by what the network sees
+        beyond it.
+    device : str
+        A torch device, or ``"auto"``: CUDA where the graph is built with it, else the CPU.
+    precision : {"float32", "float64"}
+        Of the network's arithmetic and of its output.
+    catalog, collection, sign : optional
+        Where to find the 20 m bands of a cube that holds only the 10 m ones, see `xr_ginet.open_stac`: the items of the
+        same days over the same ground are searched, and what is missing is loaded from them.
+
+    Returns
+    -------
+    Dataset
+        Dims ``[time,] y, x``: the 10 m bands as they came, the 20 m bands at 10 m, chunked in y and x as the first 10 m
+        band. A pixel of a 20 m band is missing where its 20 m pixel or any 10 m band is; missing pixels around it were
+        filled with the mean of the valid ones within 80 m, so values near a gap may differ from those without it.
+
+    Raises
+    ------
+    ValueError
+        If a band is missing, holds digital numbers or lies on the wrong grid; if the grids do not nest; if the depth
+        is not a multiple of 2; if CUDA is asked for and absent.
+    FileNotFoundError
+        If there are no such weights.
+
+    References
+    ----------
+    Pereira-Sánchez et al., arXiv 2508.04729.
+    """
+    checkpoint = resolve_weights(weights)
+    config = checkpoint.config
+    if catalog is not None:
+        ds = complete(ds, catalog, collection=collection, sign=sign, bands=config.bands)
+    check_cube(ds, config)
+    predictor = Predictor.of(checkpoint, device=device, precision=precision)
+    pixels = resolve_depth(depth, config)
+    result = map_windows(
+        predictor,
+        stack_bands(ds, config.guide_bands, FINE_DIMS),
+        stack_bands(ds, config.bands, COARSE_DIMS),
+        factors=(1, config.factor),
+        depth=pixels,
+        n_bands=len(config.bands),
+        dtype=predictor.dtype,
+    )
+    reference = ds[config.guide_bands[0]].transpose(..., *FINE_DIMS)
+    cube = ds[list(config.guide_bands)].drop_vars("spatial_ref", errors="ignore").drop_attrs(deep=False)
+    for i, name in enumerate(config.bands):
+        cube[name] = reference.copy(data=result[..., i, :, :]).assign_attrs(band_attrs(name))
+    cube = cube[[name for name in BANDS if name in cube]].assign_attrs(
+        _provenance(ds, checkpoint, depth=pixels, precision=precision)
+    )
+    crs = read_crs(ds)
+    return write_crs(cube, crs, transform=Grid.from_coords(cube).transform) if crs else cube
+
+
+def guide(ds: xr.Dataset, *, weights: str | Path | Checkpoint = "default", device: str = "auto") -> xr.DataArray:
+    """Return the geometry guide that the network draws from the 10 m bands, lazily.
+
+    Parameters
+    ----------
+    ds : Dataset
+        Holds B02 B03 B04 B08 with dims ``[time,] y, x``, float reflectance.
+    weights, device
+        As in `superresolve`.
+
+    Returns
+    -------
+    DataArray
+        ``guide ([time,] band, y, x)``, float32, one plane per 20 m band, unitless; chunked as the first 10 m band.
+    """
+    checkpoint = resolve_weights(weights)
+    config = checkpoint.config
+    if config.guide != "learned":
+        raise ValueError(f"the weights {checkpoint.name!r} have no learned guide")
+    _check_bands(ds, config.guide_bands, FINE_DIMS)
+    if len({"time" in ds[name].dims for name in config.guide_bands}) > 1:
+        raise ValueError("some of the 10 m bands have a time dimension and some have not")
+    values = map_windows(
+        Predictor.of(checkpoint, device=device).guide,
+        stack_bands(ds, config.guide_bands, FINE_DIMS),
+        factors=(1,),
+        depth=3 + FILL_RADIUS * config.factor,  # three 3×3 convolutions
+        n_bands=len(config.bands),
+        dtype="float32",
+    )
+    first = ds[config.guide_bands[0]].transpose(..., *FINE_DIMS)
+    coords = {name: c for name, c in first.coords.items() if name != "spatial_ref"}
+    return xr.DataArray(
+        values,
+        coords=coords | {"band": list(config.bands)},
+        dims=(*first.dims[:-2], "band", *FINE_DIMS),
+        name="guide",
+        attrs={"long_name": "geometry guide", "units": "1"},
+    )
+
+
+def resolve_weights(weights: str | Path | Checkpoint) -> Checkpoint:
+    """Return the checkpoint of a name, a path or itself."""
+    from ..network import Checkpoint, load_checkpoint
+
+    return weights if isinstance(weights, Checkpoint) else load_checkpoint(weights)
+
+
+def resolve_depth(depth: int | str, config: GINetConfig) -> int:
+    """Return the overlap in fine pixels.
+
+    ``"exact"`` is the receptive radius and the radius from which missing pixels are filled, rounded up to whole
+    coarse pixels.
+    """
+    if depth == "exact":
+        return -(-config.receptive_radius // config.factor) * config.factor + FILL_RADIUS * config.factor
+    if isinstance(depth, bool) or not isinstance(depth, int | np.integer) or depth < 0 or depth % config.factor:
+        raise ValueError(
+            f"depth={depth!r}: must be 'exact' or a number of 10 m pixels that is a multiple of {config.factor}"
+        )
+    return int(depth)
+
+
+def check_cube(ds: xr.Dataset, config: GINetConfig) -> None:
+    """Raise unless ``ds`` is a two-grid cube with the bands of a network."""
+    if config.guide == "external":
+        raise ValueError(
+            "these weights have guide='external': they need a guide that a cube does not hold. Use the network itself"
+        )
+    _check_bands(ds, config.guide_bands, FINE_DIMS)
+    _check_bands(ds, config.bands, COARSE_DIMS)
+    if len({"time" in ds[name].dims for name in (*config.guide_bands, *config.bands)}) > 1:
+        raise ValueError("some of the 10 m and 20 m bands have a time dimension and some have not")
+    check_nesting(Grid.from_coords(ds), Grid.from_coords(ds, COARSE_DIMS), config.factor)
+
+
+def _check_bands(ds: xr.Dataset, names: tuple[str, ...], dims: tuple[str, str]) -> None:
+    missing = [name for name in names if name not in ds]
+    if missing:
+        raise ValueError(
+            f"no {', '.join(missing)} in the cube, which holds {', '.join(map(str, ds.data_vars)) or 'no variable'}; "
+            f"the network needs {', '.join(names)} with the dims {dims}. Build the cube with xr_ginet.open_stac or "
+            "xr_ginet.pair, or let superresolve(catalog=…) load missing 20 m bands"
+        )
+    for name in names:
+        band = ds[name]
+        if dims == COARSE_DIMS and set(FINE_DIMS) <= set(band.dims):
+            raise ValueError(
+                f"{name} lies on the 10 m grid (dims {band.dims}): the network needs its native 20 m pixels, with dims "
+                f"{dims}. Load the 20 m bands at 20 m and join them with xr_ginet.pair(ds_10m, ds_20m)"
+            )
+        strange = [str(d) for d in band.dims if d not in ("time", *dims)]
+        if strange or not set(dims) <= set(band.dims):
+            raise ValueError(f"{name} has the dims {band.dims}; {dims} are needed, with or without 'time'")
+        if not np.issubdtype(band.dtype, np.floating):
+            raise ValueError(
+                f"{name} is {band.dtype}: digital numbers; the network needs reflectance. Type "
+                "xr_ginet.pair(ds_10m, ds_20m, scale=1e-4), with offset=-0.1 where the product kept its offset"
+            )
+
+
+def stack_bands(ds: xr.Dataset, names: tuple[str, ...], dims: tuple[str, str]) -> da.Array:
+    """Return the bands as one lazy array ``([time,] band, y, x)``, chunked as the first, one task per chunk."""
+    first, *others = (ds[name].transpose(..., *dims).chunk().data for name in names)
+    others = [band.rechunk(first.chunks) for band in others]
+    axis = first.ndim - 2
+    return da.map_blocks(
+        _stack,
+        first,
+        *others,
+        axis=axis,
+        dtype=first.dtype,
+        new_axis=axis,
+        chunks=(*first.chunks[:-2], (len(names),), *first.chunks[-2:]),
+        meta=np.empty((0,) * (first.ndim + 1), first.dtype),
+    )
+
+
+def _stack(*blocks: np.ndarray, axis: int) -> np.ndarray:
+    return np.stack(blocks, axis=axis)
+
+
+def _provenance(ds: xr.Dataset, checkpoint: Checkpoint, *, depth: int, precision: str) -> dict[str, object]:
+    """Return the attributes that tell how to make the result again."""
+    inherited = {key: ds.attrs[key] for key in ("source_items", "radiometry") if key in ds.attrs}
+    return inherited | {
+        "title": "Sentinel-2, all bands at 10 m",
+        "Conventions": "CF-1.10",
+        "ginet_weights": checkpoint.name,
+        "ginet_weights_sha256": checkpoint.sha256,
+        "ginet_degradation": str(checkpoint.card.get("degradation", "unknown")),
+        "ginet_depth": depth,
+        "ginet_precision": precision,
+        "ginet_version": __version__,
+    }

@@ -1,0 +1,14 @@
+"""The GINet network: the function itself, in torch alone."""
+
+from .checkpoints import Checkpoint, available_weights, from_authors, load_checkpoint, save_checkpoint
+from .ginet import GINet, GINetConfig
+
+__all__ = [
+    "Checkpoint",
+    "GINet",
+    "GINetConfig",
+    "available_weights",
+    "from_authors",
+    "load_checkpoint",
+    "save_checkpoint",
+]

@@ -1,0 +1,111 @@
+"""Three-head non-local attention over a local window, without unfolding patches.
+
+A head compares the patch around a pixel with the patch around each of its neighbours. The inner product of two
+patches is a box sum of the pointwise product of one image with the other one shifted, so a head needs one plane per
+window position instead of one per window position, patch position and channel. Nothing here knows about bands.
+
+References
+----------
+Pereira-Sánchez et al., arXiv 2508.04729, the multi-head attention module.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def window_offsets(window_size: int) -> list[tuple[int, int]]:
+    """Return the ``(dy, dx)`` of each window position, measured from the window's first corner."""
+    return [(dy, dx) for dy in range(window_size) for dx in range(window_size)]
+
+
+def window_logits(theta: Tensor, phi: Tensor, *, window_size: int, patch_size: int) -> Tensor:
+    """Return the inner product of each pixel's θ-patch with the φ-patches of its window.
+
+    Parameters
+    ----------
+    theta, phi : (N, C, H, W)
+        Embeddings; both count as zero outside the image.
+    window_size, patch_size : int
+        Odd widths in pixels.
+
+    Returns
+    -------
+    (N, window_size², H, W)
+        Window positions in row-major order; 0 where the position lies outside the image, even if a part of the patch
+        around it would lie inside.
+    """
+    height, width = theta.shape[-2:]
+    radius = window_size // 2
+    padded = F.pad(phi, (radius,) * 4)
+    # One product plane per window position: (N, W², H, W).
+    logits = torch.stack(
+        [(theta * padded[..., dy : dy + height, dx : dx + width]).sum(1) for dy, dx in window_offsets(window_size)],
+        dim=1,
+    )
+    if patch_size > 1:
+        logits = F.avg_pool2d(logits, patch_size, stride=1, padding=patch_size // 2, divisor_override=1)
+        rows, columns = (_inside(n, window_size, like=logits) for n in (height, width))
+        grid = logits.unflatten(1, (window_size, window_size))  # (N, W, W, H, W), the same memory
+        grid.mul_(rows[:, None, :, None]).mul_(columns[:, None, :])
+    return logits
+
+
+def window_sum(weights: Tensor, values: Tensor, *, window_size: int) -> Tensor:
+    """Return the weighted sum over each pixel's window.
+
+    ``weights (N, window_size², H, W)``, ``values (N, C, H, W)`` -> ``(N, C, H, W)``. Values outside the image are zero.
+    """
+    height, width = values.shape[-2:]
+    radius = window_size // 2
+    padded = F.pad(values, (radius,) * 4)
+    total = torch.zeros_like(values)
+    for position, (dy, dx) in enumerate(window_offsets(window_size)):
+        total.addcmul_(weights[:, position : position + 1], padded[..., dy : dy + height, dx : dx + width])
+    return total
+
+
+def _inside(size: int, window_size: int, *, like: Tensor) -> Tensor:
+    """Return 1 where a window position along one axis lies inside the image, else 0: ``(window_size, size)``."""
+    ones = F.pad(like.new_ones(size), (window_size // 2,) * 2)
+    return torch.stack([ones[start : start + size] for start in range(window_size)])
+
+
+class Head(nn.Module):
+    """One attention head: values from ``x``, weights from ``z``."""
+
+    def __init__(self, value_channels: int, key_channels: int, *, window_size: int, patch_size: int) -> None:
+        super().__init__()
+        self.window_size, self.patch_size = window_size, patch_size
+        self.theta = nn.Conv2d(key_channels, key_channels, 1, bias=False)
+        self.phi = nn.Conv2d(key_channels, key_channels, 1, bias=False)
+        self.value = nn.Conv2d(value_channels, value_channels, 1, bias=False)
+
+    def forward(self, x: Tensor, z: Tensor) -> Tensor:  # (N, Cx, H, W), (N, Cz, H, W) -> (N, Cx, H, W)
+        logits = window_logits(self.theta(z), self.phi(z), window_size=self.window_size, patch_size=self.patch_size)
+        # The softmax, in place: its denominator divides the few planes of the sum instead of the many of the weights.
+        weights = logits.sub_(logits.detach().amax(1, keepdim=True)).exp_()
+        return window_sum(weights, self.value(x), window_size=self.window_size) / weights.sum(1, keepdim=True)
+
+
+class WindowAttention(nn.Module):
+    """A learned affine combination of a geometric, a spectral and a mixed head.
+
+    The geometric head weighs by patches of ``y``, the spectral one by single pixels of ``x``, the mixed one by patches
+    of both; all three average ``x``.
+    """
+
+    def __init__(self, x_channels: int, y_channels: int, *, window_size: int, patch_size: int) -> None:
+        super().__init__()
+        self.geometric = Head(x_channels, y_channels, window_size=window_size, patch_size=patch_size)
+        self.spectral = Head(x_channels, x_channels, window_size=window_size, patch_size=1)
+        self.mixed = Head(x_channels, x_channels + y_channels, window_size=window_size, patch_size=patch_size)
+        self.combine = nn.Linear(3, 1)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:  # (N, Cx, H, W), (N, Cy, H, W) -> (N, Cx, H, W)
+        geometric, spectral, mixed = self.combine.weight[0].unbind()
+        total = geometric * self.geometric(x, y) + self.combine.bias
+        total = total + spectral * self.spectral(x, x)
+        return total + mixed * self.mixed(x, torch.cat([x, y], dim=1))

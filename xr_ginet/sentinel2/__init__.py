@@ -1,0 +1,1 @@
+"""What a Sentinel-2 product is: bands, grids, catalogues."""

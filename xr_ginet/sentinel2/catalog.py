@@ -1,0 +1,547 @@
+"""STAC items to a lazy two-grid cube of reflectance.
+
+pystac-client searches and stackstac reads. Between the two stands what a general reader cannot know of Sentinel-2:
+which asset holds which band at its native resolution, what its digital numbers mean, and that the 10 m and the 20 m
+grid must nest. Nothing is read here but metadata.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime as Datetime
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import xarray as xr
+
+from .bands import BANDS, BANDS_10M, BANDS_20M, band_name
+from .grids import COARSE_DIMS, FINE_DIMS, Grid, read_crs
+from .layouts import describe
+from .radiometry import Radiometry, radiometry
+
+if TYPE_CHECKING:
+    import pystac
+    from pystac_client import Client
+
+    Catalog = str | Client | pystac.ItemCollection | Sequence[pystac.Item | Mapping[str, Any]]
+
+DEFAULT_COLLECTION = "sentinel-2-l2a"
+RESOLUTION = {10: FINE_DIMS, 20: COARSE_DIMS}
+
+
+@dataclass(frozen=True)
+class BandAsset:
+    """Where a band lies, and what its digital numbers mean."""
+
+    href: str
+    """Of a raster that GDAL can open."""
+    epsg: int
+    """Code of the raster's CRS."""
+    grid: Grid
+    """The raster's grid."""
+    radiometry: Radiometry
+    """How to read its pixels."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One STAC item, reduced to what reading it takes."""
+
+    id: str
+    datetime: Datetime
+    longitude: float
+    """Of the centre, degrees east; for the local solar day."""
+    bands: Mapping[str, BandAsset]
+
+    @property
+    def solar_day(self) -> str:
+        """Return the date by local solar time, which does not change within one overpass."""
+        return (self.datetime + timedelta(hours=self.longitude / 15)).date().isoformat()
+
+
+def open_stac(
+    catalog: Catalog,
+    *,
+    collection: str = DEFAULT_COLLECTION,
+    bbox: tuple[float, float, float, float] | None = None,
+    intersects: dict[str, Any] | None = None,
+    datetime: str | None = None,
+    query: dict[str, Any] | None = None,
+    max_items: int | None = None,
+    crs: int | str | None = None,
+    chunks: int = 1024,
+    groupby: Literal["solar_day"] | None = "solar_day",
+    sign: Callable[[Any], Any] | None = None,
+    offset: float | Literal["auto"] = "auto",
+    bands: Sequence[str] = (*BANDS_10M, *BANDS_20M),
+) -> xr.Dataset:
+    """Return a lazy two-grid cube of reflectance from a STAC catalogue.
+
+    Parameters
+    ----------
+    catalog : str, pystac_client.Client, pystac.ItemCollection or list of items
+        URL of a STAC API, an open client, or items already found (pystac Items or their JSON).
+    collection : str
+        Collection to search.
+    bbox : (west, south, east, north), optional
+        Degrees; what is searched, and what the cube covers. Without it the cube covers all items found.
+    intersects : GeoJSON geometry, optional
+        In place of ``bbox``; the cube covers its bounds.
+    datetime, query, max_items : optional
+        As for `pystac_client.Client.search`.
+    crs : int or str, optional
+        CRS of the cube, for items in several: then those of others are resampled, and the network no longer sees
+        native pixels.
+    chunks : int
+        Pixels per chunk and axis at 10 m, even; 20 m bands get half of it.
+    groupby : {"solar_day", None}
+        ``"solar_day"`` joins the items of one day to one time step, the first valid pixel on top; None keeps each
+        item apart.
+    sign : callable, optional
+        Applied to each item before use, such as ``planetary_computer.sign``.
+    offset : "auto" or number
+        Digital numbers to add; ``"auto"`` decides from what each item says, see `xr_ginet.sentinel2.radiometry`.
+    bands : sequence of str
+        ESA names of the bands to load.
+
+    Returns
+    -------
+    Dataset
+        Dims ``time, y, x`` and ``time, y_20m, x_20m``; float32 reflectance, NaN where no item has data; lazy, chunked.
+
+    Raises
+    ------
+    ValueError
+        If nothing is found, an item lacks a band at its native resolution, items lie in several CRS and none was asked
+        for, or an item's radiometry cannot be told.
+    """
+    if chunks < 2 or chunks % 2:
+        raise ValueError(f"chunks={chunks}: must be an even number of 10 m pixels, so that 20 m chunks nest")
+    unknown = [band for band in bands if band not in BANDS]
+    if unknown:
+        raise ValueError(f"no Sentinel-2 band {unknown}; the bands are {', '.join(BANDS)}")
+    items = find_items(
+        catalog,
+        collection=collection,
+        bbox=bbox,
+        intersects=intersects,
+        datetime=datetime,
+        query=query,
+        max_items=max_items,
+        sign=sign,
+    )
+    scenes = sorted((read_item(item, bands, offset=offset) for item in items), key=lambda s: (s.datetime, s.id))
+    epsg = _common_epsg(scenes, crs)
+    area = _geometry_bounds(intersects) if intersects is not None else bbox
+    grid = cube_grid(scenes, epsg, area)
+    scenes = _over_ground(scenes, grid, epsg)
+    parts = [
+        _read(scenes, names, grid if resolution == 10 else grid.coarsen(2), epsg, chunks * 10 // resolution, groupby)
+        for resolution in RESOLUTION
+        if (names := [name for name in bands if BANDS[name].resolution == resolution])
+    ]
+    cube = xr.merge(parts, compat="override", join="override")[list(bands)]
+    return describe(cube, crs=epsg).assign_attrs(_provenance(scenes))
+
+
+def complete(
+    ds: xr.Dataset,
+    catalog: Catalog,
+    *,
+    collection: str = DEFAULT_COLLECTION,
+    sign: Callable[[Any], Any] | None = None,
+    offset: float | Literal["auto"] = "auto",
+    bands: Sequence[str] = BANDS_20M,
+) -> xr.Dataset:
+    """Return a 10 m cube with the 20 m bands that it lacks, from the items of the same days and the same ground.
+
+    Parameters
+    ----------
+    ds : Dataset
+        10 m bands with dims ``time, y, x`` (or ``y, x`` and a scalar coordinate ``time``), with a CRS.
+    catalog, collection, sign, offset
+        As for `open_stac`.
+    bands : sequence of str
+        20 m bands that the result must hold; those in ``ds`` already are kept.
+
+    Returns
+    -------
+    Dataset
+        Two-grid; the loaded bands are lazy, chunked as the 10 m bands.
+
+    Raises
+    ------
+    ValueError
+        If ``ds`` has no CRS or time, its grid does not start on the items' 20 m lattice, or a day has no item.
+    """
+    missing = [name for name in bands if name not in ds]
+    if not missing:
+        return ds
+    crs, grid = read_crs(ds), Grid.from_coords(ds)
+    epsg = crs.to_epsg() if crs else None
+    if crs is None or epsg is None or "time" not in ds.coords:
+        raise ValueError(
+            f"the cube has no {'time coordinate' if epsg else 'CRS with an EPSG code'}, by which to find its 20 m "
+            "bands. Type " + ("ds.expand_dims(time=[…])" if epsg else "ds.rio.write_crs('EPSG:…')")
+        )
+    if any(n % 2 for n in grid.shape):
+        raise ValueError(f"the cube has {grid.shape} pixels; even numbers are needed for 20 m pixels to nest in it")
+    times = np.atleast_1d(ds["time"].values).astype("datetime64[us]")
+    first, last = times.min().astype("datetime64[D]") - 1, times.max().astype("datetime64[D]") + 1
+    west, south, east, north = _transform_bounds(grid.bounds, epsg, 4326)
+    items = find_items(
+        catalog,
+        collection=collection,
+        bbox=(west, south, east, north),
+        datetime=f"{first}T00:00:00Z/{last}T23:59:59Z",
+        sign=sign,
+    )
+    wanted = {_solar_day(time, (west + east) / 2) for time in times}
+    scenes = [s for s in (read_item(item, missing, offset=offset) for item in items) if s.solar_day in wanted]
+    scenes = _over_ground(sorted(scenes, key=lambda s: (s.datetime, s.id)), grid, epsg)
+    without = sorted(wanted - {s.solar_day for s in scenes})
+    if without:
+        raise ValueError(
+            f"no item of {collection!r} on {', '.join(without[:5])} over the cube's ground: its 20 m bands cannot be "
+            "loaded. Select the other times, or name another collection="
+        )
+    lattice = cube_grid(scenes, epsg, None)
+    if any(abs((a - b) / 20 - round((a - b) / 20)) > 1e-6 for a, b in ((grid.x0, lattice.x0), (grid.y0, lattice.y0))):
+        raise ValueError(
+            f"the cube starts at x={grid.x0:.10g}, y={grid.y0:.10g}, within a 20 m pixel of the items (which start at "
+            f"{lattice.x0:.10g}, {lattice.y0:.10g}). Drop its first 10 m row or column: ds.isel(x=slice(1, None))"
+        )
+    chunk = max(ds.chunksizes.get("y", (1024,))[0] // 2, 1)
+    loaded = _read(scenes, missing, grid.coarsen(2), epsg, chunk, "solar_day")
+    if "time" in ds.dims:
+        loaded = loaded.isel(time=np.argsort(np.argsort(times))).assign_coords(time=ds["time"])
+    else:
+        loaded = loaded.isel(time=0, drop=True)
+    attrs = ds.attrs | _provenance(scenes)
+    return describe(ds.merge(loaded, compat="override", join="override"), crs=crs).assign_attrs(attrs)
+
+
+def find_items(
+    catalog: Catalog,
+    *,
+    collection: str = DEFAULT_COLLECTION,
+    bbox: tuple[float, float, float, float] | None = None,
+    intersects: dict[str, Any] | None = None,
+    datetime: str | None = None,
+    query: dict[str, Any] | None = None,
+    max_items: int | None = None,
+    sign: Callable[[Any], Any] | None = None,
+) -> list[dict[str, Any]]:
+    """Return the JSON of the items of a search, or of those given, signed.
+
+    Raises
+    ------
+    ValueError
+        If nothing was found, or items are given together with ``datetime`` or ``query``.
+    """
+    from pystac_client import Client
+
+    if isinstance(catalog, str | Path):
+        catalog = Client.open(str(catalog))
+    if isinstance(catalog, Client):
+        search = catalog.search(
+            collections=[collection],
+            bbox=bbox if intersects is None else None,
+            intersects=intersects,
+            datetime=datetime,
+            query=query,
+            max_items=max_items,
+        )
+        items: list[Any] = list(search.items_as_dicts())
+        if not items:
+            raise ValueError(
+                f"no item of {collection!r} for bbox={bbox}, intersects={'given' if intersects else None}, "
+                f"datetime={datetime}, query={query}. Widen the search; bbox is (west, south, east, north) in degrees"
+            )
+    else:
+        if datetime is not None or query is not None:
+            raise ValueError(
+                "datetime and query belong to a search, but items were given: select among them beforehand"
+            )
+        items = list(catalog)[:max_items]
+        if not items:
+            raise ValueError("the list of items is empty")
+    if sign is not None:
+        items = [sign(_as_item(item)) for item in items]
+    return [dict(item) if isinstance(item, Mapping) else item.to_dict(transform_hrefs=False) for item in items]
+
+
+def read_item(item: Mapping[str, Any], bands: Iterable[str], *, offset: float | Literal["auto"] = "auto") -> Scene:
+    """Return what reading a STAC item takes: the asset of each band at its native resolution, grid and radiometry.
+
+    Raises
+    ------
+    ValueError
+        If a band has no asset at its native resolution, or an asset does not tell its CRS and grid.
+    """
+    properties = item["properties"]
+    moment = Datetime.fromisoformat((properties.get("datetime") or properties["start_datetime"]).replace("Z", "+00:00"))
+    west, _, east, _ = item["bbox"] if len(item["bbox"]) == 4 else (*item["bbox"][:2], *item["bbox"][3:5])
+    if west > east:  # across the antimeridian
+        east += 360
+    found = {}
+    for name in bands:
+        key, asset = _find_asset(item, name)
+        found[name] = BandAsset(
+            href=asset["href"],
+            epsg=_epsg(item, key, asset),
+            grid=_asset_grid(item, key, asset),
+            radiometry=radiometry(item, asset, offset),
+        )
+    return Scene(item["id"], moment.replace(tzinfo=None), ((west + east) / 2 + 180) % 360 - 180, found)
+
+
+def cube_grid(scenes: Sequence[Scene], epsg: int, bbox: Sequence[float] | None) -> Grid:
+    """Return the 10 m grid of a cube: ``bbox`` in degrees, or else all scenes, snapped outwards to whole 20 m pixels.
+
+    Raises
+    ------
+    ValueError
+        If the scenes' own 20 m pixels do not lie on one lattice.
+    """
+    assets = [asset for scene in scenes for asset in scene.bands.values()]
+    native = [asset for asset in assets if asset.epsg == epsg]
+    phases = {(a.grid.x0 % 20, a.grid.y0 % 20) for a in native} or {(0.0, 0.0)}
+    if len(phases) > 1:
+        raise ValueError(
+            f"the items' rasters start at different places of the 20 m lattice (x, y modulo 20: {sorted(phases)})"
+        )
+    x_phase, y_phase = phases.pop()
+    if bbox is not None:
+        bounds = [_transform_bounds(tuple(bbox), 4326, epsg)]
+    else:
+        bounds = [a.grid.bounds if a.epsg == epsg else _transform_bounds(a.grid.bounds, a.epsg, epsg) for a in assets]
+    west, south = (min(b[i] for b in bounds) for i in (0, 1))
+    east, north = (max(b[i] for b in bounds) for i in (2, 3))
+    slack = 1e-6  # of a pixel: what reprojecting bounds to their own CRS may add
+    left = np.floor((west - x_phase) / 20 + slack) * 20 + x_phase
+    top = np.ceil((north - y_phase) / 20 - slack) * 20 + y_phase
+    width = int(np.ceil((east - left) / 20 - slack))
+    height = int(np.ceil((top - south) / 20 - slack))
+    return Grid(float(left), float(top), 10.0, -10.0, (2 * height, 2 * width))
+
+
+def _over_ground(scenes: Sequence[Scene], grid: Grid, epsg: int) -> list[Scene]:
+    """Return the scenes with pixels on a grid; stackstac drops the others without a word.
+
+    Raises
+    ------
+    ValueError
+        If there were scenes and none is left.
+    """
+
+    def touches(asset: BandAsset) -> bool:
+        bounds = asset.grid.bounds
+        west, south, east, north = bounds if asset.epsg == epsg else _transform_bounds(bounds, asset.epsg, epsg)
+        return west < grid.bounds[2] and east > grid.bounds[0] and south < grid.bounds[3] and north > grid.bounds[1]
+
+    left = [scene for scene in scenes if all(touches(asset) for asset in scene.bands.values())]
+    if scenes and not left:
+        raise ValueError(
+            f"none of the {len(scenes)} items has pixels within {grid.bounds} (EPSG:{epsg}). bbox is (west, "
+            "south, east, north) in degrees"
+        )
+    return left
+
+
+def _find_asset(item: Mapping[str, Any], name: str) -> tuple[str, Mapping[str, Any]]:
+    """Return the asset that holds a band at its native resolution, COG before JPEG2000."""
+    candidates = [
+        (key, asset) for key, asset in item["assets"].items() if _is_raster(asset) and _asset_band(key, asset) == name
+    ]
+    native = [(k, a) for k, a in candidates if _resolution(item, a) in (None, BANDS[name].resolution)]
+    if not native:
+        found = ", ".join(f"{key} ({_resolution(item, asset):g} m)" for key, asset in candidates)
+        raise ValueError(
+            f"item {item['id']} of {item.get('collection')!r} has no asset with {name} at its native "
+            f"{BANDS[name].resolution} m"
+            + (f"; it has {found}" if found else f"; its assets are {', '.join(item['assets'])}")
+        )
+    return min(native, key=lambda pair: "jp2" in pair[1].get("type", ""))
+
+
+def _asset_band(key: str, asset: Mapping[str, Any]) -> str | None:
+    """Return the ESA name of the one band that an asset holds, by its band's name, its key or its common name."""
+    described = asset.get("bands") or asset.get("eo:bands") or [{}]
+    if len(described) > 1:
+        return None
+    band = described[0]
+    names = (band.get("name"), key, band.get("eo:common_name"), band.get("common_name"))
+    return next((esa for name in names if name and (esa := band_name(name))), None)
+
+
+def _is_raster(asset: Mapping[str, Any]) -> bool:
+    """Return whether an asset is data that GDAL reads as one raster, and no picture of it."""
+    media_type, roles = asset.get("type", ""), set(asset.get("roles", ()))
+    return media_type.startswith(("image/tiff", "image/jp2", "image/vnd.stac.geotiff")) and not roles & {
+        "thumbnail",
+        "overview",
+        "visual",
+    }
+
+
+def _resolution(item: Mapping[str, Any], asset: Mapping[str, Any]) -> float | None:
+    transform = asset.get("proj:transform", item["properties"].get("proj:transform"))
+    if transform:
+        return abs(float(transform[0]))
+    return float(asset["gsd"]) if "gsd" in asset else None
+
+
+def _epsg(item: Mapping[str, Any], key: str, asset: Mapping[str, Any]) -> int:
+    for source in (asset, item["properties"]):
+        if source.get("proj:epsg"):
+            return int(source["proj:epsg"])
+        if str(source.get("proj:code", "")).upper().startswith("EPSG:"):
+            return int(source["proj:code"][5:])
+    raise ValueError(f"item {item['id']}, asset {key!r}: neither proj:epsg nor proj:code tells its CRS")
+
+
+def _asset_grid(item: Mapping[str, Any], key: str, asset: Mapping[str, Any]) -> Grid:
+    transform, shape = (asset.get(f"proj:{k}", item["properties"].get(f"proj:{k}")) for k in ("transform", "shape"))
+    if not transform or not shape:
+        raise ValueError(f"item {item['id']}, asset {key!r}: no proj:transform and proj:shape to place its pixels")
+    dx, skew_x, x0, skew_y, dy, y0 = (float(value) for value in transform[:6])
+    if skew_x or skew_y or dy >= 0:
+        raise ValueError(f"item {item['id']}, asset {key!r}: its proj:transform {transform} is not north-up")
+    return Grid(x0, y0, dx, dy, (int(shape[0]), int(shape[1])))
+
+
+def _common_epsg(scenes: Sequence[Scene], crs: int | str | None) -> int:
+    found = sorted({asset.epsg for scene in scenes for asset in scene.bands.values()})
+    if crs is None:
+        if len(found) > 1:
+            raise ValueError(
+                f"the items lie in several CRS: {', '.join(f'EPSG:{code}' for code in found)}. Search each UTM zone "
+                f"by itself, or type crs={found[0]}: then pixels of the others are resampled first"
+            )
+        return found[0]
+    from pyproj import CRS
+
+    epsg = CRS.from_user_input(crs).to_epsg()
+    if epsg is None:
+        raise ValueError(f"crs={crs!r} has no EPSG code, by which to read the items")
+    if found != [epsg]:
+        warnings.warn(
+            f"items in {', '.join(f'EPSG:{code}' for code in found)} are resampled to EPSG:{epsg} (nearest pixel); the "
+            "network was trained on native pixels",
+            stacklevel=3,
+        )
+    return epsg
+
+
+def _read(
+    scenes: Sequence[Scene],
+    names: Sequence[str],
+    grid: Grid,
+    epsg: int,
+    chunk: int,
+    groupby: Literal["solar_day"] | None,
+) -> xr.Dataset:
+    """Return bands of one resolution as lazy reflectance on one grid, with the dims of that resolution."""
+    import stackstac
+
+    resolution = abs(grid.dx)
+    digital_number = stackstac.stack(
+        # Plain items of our own making: stackstac 0.5.1 does not read what pystac 1.15 makes of proj:epsg.
+        [_plain_item(scene, names) for scene in scenes],
+        assets=list(names),
+        epsg=epsg,
+        resolution=resolution,
+        bounds=grid.bounds,
+        snap_bounds=False,
+        dtype=np.dtype("uint16"),
+        fill_value=np.uint16(0),
+        rescale=False,  # it would apply offsets that the pixels no longer have
+        xy_coords="center",
+        chunksize=chunk,
+        properties=False,
+        band_coords=False,
+        sortby_date=False,
+    ).reset_coords(drop=True)
+    y, x = grid.coords()
+    digital_number = digital_number.assign_coords(y=y, x=x)
+    per_band = [[scene.bands[name].radiometry for name in names] for scene in scenes]
+    scale, offset = (
+        xr.DataArray(np.array([[getattr(r, field) for r in row] for row in per_band], "float32"), dims=("time", "band"))
+        for field in ("scale", "offset")
+    )
+    reflectance = ((digital_number.astype("float32") + offset) * scale).where(digital_number != 0)
+    reflectance = reflectance.drop_attrs()
+    if groupby == "solar_day":
+        reflectance = _mosaic_days(reflectance, scenes)
+    elif groupby is not None:
+        raise ValueError(f"groupby={groupby!r}: must be 'solar_day' or None")
+    rename = dict(zip(FINE_DIMS, RESOLUTION[int(resolution)], strict=True)) if resolution != 10 else {}
+    return reflectance.assign_coords(band=list(names)).to_dataset("band").rename(rename)
+
+
+def _mosaic_days(reflectance: xr.DataArray, scenes: Sequence[Scene]) -> xr.DataArray:
+    """Return one time step per solar day, the first valid pixel on top; its time is the first item's."""
+    import stackstac
+
+    days: dict[str, list[int]] = {}
+    for index, scene in enumerate(scenes):
+        days.setdefault(scene.solar_day, []).append(index)
+    if len(days) == len(scenes):
+        return reflectance
+    steps = [
+        reflectance.isel(time=members[0])
+        if len(members) == 1
+        else stackstac.mosaic(reflectance.isel(time=members), dim="time", reverse=True).assign_coords(
+            time=reflectance["time"][members[0]]
+        )
+        for members in days.values()
+    ]
+    return xr.concat(steps, "time")
+
+
+def _plain_item(scene: Scene, names: Sequence[str]) -> dict[str, Any]:
+    assets = {
+        name: {
+            "href": asset.href,
+            "type": "image/tiff",
+            "proj:epsg": asset.epsg,
+            "proj:transform": list(asset.grid.transform),
+            "proj:shape": list(asset.grid.shape),
+        }
+        for name in names
+        if (asset := scene.bands[name])
+    }
+    return {"id": scene.id, "properties": {"datetime": scene.datetime.isoformat()}, "assets": assets}
+
+
+def _provenance(scenes: Sequence[Scene]) -> dict[str, Any]:
+    reasons = {asset.radiometry.reason for scene in scenes for asset in scene.bands.values()}
+    return {"source_items": [scene.id for scene in scenes], "radiometry": "; ".join(sorted(reasons))}
+
+
+def _solar_day(time: np.datetime64, longitude: float) -> str:
+    return Scene("", time.astype("datetime64[us]").item(), longitude, {}).solar_day
+
+
+def _as_item(item: Any) -> Any:
+    import pystac
+
+    return pystac.Item.from_dict(dict(item)) if isinstance(item, Mapping) else item
+
+
+def _transform_bounds(bounds: Sequence[float], source: Any, target: Any) -> tuple[float, float, float, float]:
+    from pyproj import Transformer
+
+    west, south, east, north = bounds
+    return Transformer.from_crs(source, target, always_xy=True).transform_bounds(west, south, east, north)
+
+
+def _geometry_bounds(geometry: Mapping[str, Any]) -> tuple[float, float, float, float]:
+    from rasterio.features import bounds
+
+    return tuple(bounds(geometry))
