@@ -18,8 +18,9 @@ from pyproj import Transformer
 import xr_ginet
 from xr_ginet.network import Checkpoint
 from xr_ginet.sentinel2.bands import BANDS, BANDS_10M, BANDS_20M
-from xr_ginet.sentinel2.catalog import cube_grid, find_items, read_item
+from xr_ginet.sentinel2.catalog import cube_grid, find_items
 from xr_ginet.sentinel2.grids import Grid
+from xr_ginet.sentinel2.items import read_item
 from xr_ginet.sentinel2.radiometry import processing_baseline, radiometry
 from xr_ginet.simulation import write_cogs
 

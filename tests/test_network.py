@@ -412,6 +412,7 @@ def measured_radius(config: GINetConfig, axis: int) -> int:
         {"n_stages": 1},
         {"n_stages": 2},
         {"n_stages": 3},
+        {"n_stages": 6},
         {"n_stages": 1, "factor": 3},
         {"n_stages": 2, "factor": 3},
         {"n_stages": 2, "factor": 4},

@@ -107,10 +107,11 @@ def _print_plan(cube: Any, result: Any, store: Path, weights: str) -> None:
     block = block_memory(checkpoint.config, height, width)
     tasks = len(result.__dask_graph__())
     chunks = result["B05"].data.npartitions
+    pixels = sum(band.size for band in cube.data_vars.values())
     for line in (
         f"items    {len(cube.attrs['source_items'])}: {', '.join(cube.attrs['source_items'][:3])}"
         + (" …" if len(cube.attrs["source_items"]) > 3 else ""),
-        f"read     {cube.nbytes / 2 / 1e9:.3g} GB of digital numbers; {cube.attrs['radiometry']}",
+        f"read     {2 * pixels / 1e9:.3g} GB of digital numbers; {cube.attrs['radiometry']}",
         f"result   {_sizes(result)}, {result.nbytes / 1e9:.3g} GB as float32",
         f"graph    {tasks} tasks, {chunks} chunks, {tasks / chunks:.0f} tasks per chunk",
         f"weights  {checkpoint.name} ({checkpoint.sha256[:12]}), depth {result.attrs['ginet_depth']} pixels",

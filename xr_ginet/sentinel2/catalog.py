@@ -8,20 +8,17 @@ grid must nest. Nothing is read here but metadata.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime as Datetime
-from datetime import timedelta
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import xarray as xr
 
-from .bands import BANDS, BANDS_10M, BANDS_20M, band_name
+from .bands import BANDS, BANDS_10M, BANDS_20M
 from .grids import COARSE_DIMS, FINE_DIMS, Grid, read_crs
+from .items import BandAsset, Scene, read_item, solar_day
 from .layouts import describe
-from .radiometry import Radiometry, radiometry
 
 if TYPE_CHECKING:
     import pystac
@@ -31,36 +28,6 @@ if TYPE_CHECKING:
 
 DEFAULT_COLLECTION = "sentinel-2-l2a"
 RESOLUTION = {10: FINE_DIMS, 20: COARSE_DIMS}
-
-
-@dataclass(frozen=True)
-class BandAsset:
-    """Where a band lies, and what its digital numbers mean."""
-
-    href: str
-    """Of a raster that GDAL can open."""
-    epsg: int
-    """Code of the raster's CRS."""
-    grid: Grid
-    """The raster's grid."""
-    radiometry: Radiometry
-    """How to read its pixels."""
-
-
-@dataclass(frozen=True)
-class Scene:
-    """One STAC item, reduced to what reading it takes."""
-
-    id: str
-    datetime: Datetime
-    longitude: float
-    """Of the centre, degrees east; for the local solar day."""
-    bands: Mapping[str, BandAsset]
-
-    @property
-    def solar_day(self) -> str:
-        """Return the date by local solar time, which does not change within one overpass."""
-        return (self.datetime + timedelta(hours=self.longitude / 15)).date().isoformat()
 
 
 def open_stac(
@@ -200,7 +167,7 @@ def complete(
         datetime=f"{first}T00:00:00Z/{last}T23:59:59Z",
         sign=sign,
     )
-    wanted = {_solar_day(time, (west + east) / 2) for time in times}
+    wanted = {solar_day(time.item(), (west + east) / 2) for time in times}
     scenes = [s for s in (read_item(item, missing, offset=offset) for item in items) if s.solar_day in wanted]
     scenes = _over_ground(sorted(scenes, key=lambda s: (s.datetime, s.id)), grid, epsg)
     without = sorted(wanted - {s.solar_day for s in scenes})
@@ -275,31 +242,6 @@ def find_items(
     return [dict(item) if isinstance(item, Mapping) else item.to_dict(transform_hrefs=False) for item in items]
 
 
-def read_item(item: Mapping[str, Any], bands: Iterable[str], *, offset: float | Literal["auto"] = "auto") -> Scene:
-    """Return what reading a STAC item takes: the asset of each band at its native resolution, grid and radiometry.
-
-    Raises
-    ------
-    ValueError
-        If a band has no asset at its native resolution, or an asset does not tell its CRS and grid.
-    """
-    properties = item["properties"]
-    moment = Datetime.fromisoformat((properties.get("datetime") or properties["start_datetime"]).replace("Z", "+00:00"))
-    west, _, east, _ = item["bbox"] if len(item["bbox"]) == 4 else (*item["bbox"][:2], *item["bbox"][3:5])
-    if west > east:  # across the antimeridian
-        east += 360
-    found = {}
-    for name in bands:
-        key, asset = _find_asset(item, name)
-        found[name] = BandAsset(
-            href=asset["href"],
-            epsg=_epsg(item, key, asset),
-            grid=_asset_grid(item, key, asset),
-            radiometry=radiometry(item, asset, offset),
-        )
-    return Scene(item["id"], moment.replace(tzinfo=None), ((west + east) / 2 + 180) % 360 - 180, found)
-
-
 def cube_grid(scenes: Sequence[Scene], epsg: int, bbox: Sequence[float] | None) -> Grid:
     """Return the 10 m grid of a cube: ``bbox`` in degrees, or else all scenes, snapped outwards to whole 20 m pixels.
 
@@ -351,68 +293,6 @@ def _over_ground(scenes: Sequence[Scene], grid: Grid, epsg: int) -> list[Scene]:
             "south, east, north) in degrees"
         )
     return left
-
-
-def _find_asset(item: Mapping[str, Any], name: str) -> tuple[str, Mapping[str, Any]]:
-    """Return the asset that holds a band at its native resolution, COG before JPEG2000."""
-    candidates = [
-        (key, asset) for key, asset in item["assets"].items() if _is_raster(asset) and _asset_band(key, asset) == name
-    ]
-    native = [(k, a) for k, a in candidates if _resolution(item, a) in (None, BANDS[name].resolution)]
-    if not native:
-        found = ", ".join(f"{key} ({_resolution(item, asset):g} m)" for key, asset in candidates)
-        raise ValueError(
-            f"item {item['id']} of {item.get('collection')!r} has no asset with {name} at its native "
-            f"{BANDS[name].resolution} m"
-            + (f"; it has {found}" if found else f"; its assets are {', '.join(item['assets'])}")
-        )
-    return min(native, key=lambda pair: "jp2" in pair[1].get("type", ""))
-
-
-def _asset_band(key: str, asset: Mapping[str, Any]) -> str | None:
-    """Return the ESA name of the one band that an asset holds, by its band's name, its key or its common name."""
-    described = asset.get("bands") or asset.get("eo:bands") or [{}]
-    if len(described) > 1:
-        return None
-    band = described[0]
-    names = (band.get("name"), key, band.get("eo:common_name"), band.get("common_name"))
-    return next((esa for name in names if name and (esa := band_name(name))), None)
-
-
-def _is_raster(asset: Mapping[str, Any]) -> bool:
-    """Return whether an asset is data that GDAL reads as one raster, and no picture of it."""
-    media_type, roles = asset.get("type", ""), set(asset.get("roles", ()))
-    return media_type.startswith(("image/tiff", "image/jp2", "image/vnd.stac.geotiff")) and not roles & {
-        "thumbnail",
-        "overview",
-        "visual",
-    }
-
-
-def _resolution(item: Mapping[str, Any], asset: Mapping[str, Any]) -> float | None:
-    transform = asset.get("proj:transform", item["properties"].get("proj:transform"))
-    if transform:
-        return abs(float(transform[0]))
-    return float(asset["gsd"]) if "gsd" in asset else None
-
-
-def _epsg(item: Mapping[str, Any], key: str, asset: Mapping[str, Any]) -> int:
-    for source in (asset, item["properties"]):
-        if source.get("proj:epsg"):
-            return int(source["proj:epsg"])
-        if str(source.get("proj:code", "")).upper().startswith("EPSG:"):
-            return int(source["proj:code"][5:])
-    raise ValueError(f"item {item['id']}, asset {key!r}: neither proj:epsg nor proj:code tells its CRS")
-
-
-def _asset_grid(item: Mapping[str, Any], key: str, asset: Mapping[str, Any]) -> Grid:
-    transform, shape = (asset.get(f"proj:{k}", item["properties"].get(f"proj:{k}")) for k in ("transform", "shape"))
-    if not transform or not shape:
-        raise ValueError(f"item {item['id']}, asset {key!r}: no proj:transform and proj:shape to place its pixels")
-    dx, skew_x, x0, skew_y, dy, y0 = (float(value) for value in transform[:6])
-    if skew_x or skew_y or dy >= 0:
-        raise ValueError(f"item {item['id']}, asset {key!r}: its proj:transform {transform} is not north-up")
-    return Grid(x0, y0, dx, dy, (int(shape[0]), int(shape[1])))
 
 
 def _common_epsg(scenes: Sequence[Scene], crs: int | str | None) -> int:
@@ -522,10 +402,6 @@ def _plain_item(scene: Scene, names: Sequence[str]) -> dict[str, Any]:
 def _provenance(scenes: Sequence[Scene]) -> dict[str, Any]:
     reasons = {asset.radiometry.reason for scene in scenes for asset in scene.bands.values()}
     return {"source_items": [scene.id for scene in scenes], "radiometry": "; ".join(sorted(reasons))}
-
-
-def _solar_day(time: np.datetime64, longitude: float) -> str:
-    return Scene("", time.astype("datetime64[us]").item(), longitude, {}).solar_day
 
 
 def _as_item(item: Any) -> Any:

@@ -1,0 +1,112 @@
+"""Who may import whom, what importing costs, and how much memory a block may take."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import xr_ginet
+from xr_ginet.mapping.predictor import block_memory
+from xr_ginet.network import GINetConfig
+
+PACKAGE = Path(xr_ginet.__file__).parent
+
+# Room: what its modules may import at their top. Inside functions: anything but accessor and cli.
+STANDARD = {"numpy", "xarray"}
+MAY_IMPORT = {
+    "sentinel2": STANDARD | {"sentinel2"},
+    "network": {"torch", "safetensors", "network"},
+    "mapping": STANDARD | {"scipy", "dask", "sentinel2", "mapping", "__init__"},
+    "store": STANDARD | {"dask"},
+    "training": STANDARD | {"sentinel2"},
+    "simulation": STANDARD | {"scipy", "sentinel2", "training"},
+    "accessor": {"xarray", "mapping", "store"},
+    "cli": {"typer"},
+    "__init__": {"accessor"},
+}
+NEVER_LOADED = {"torch", "sklearn", "rasterio", "rioxarray", "pystac_client", "stackstac", "distributed", "matplotlib"}
+
+
+def top_imports(path: Path) -> set[str]:
+    """Return the rooms and third-party libraries that a module imports when it is loaded, types aside."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(node.module.split(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            above = path.parent
+            for _ in range(node.level - 1):
+                above = above.parent
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            for name in names:
+                target = above / name.replace(".", "/")
+                inside = target.exists() or target.with_suffix(".py").exists()
+                room = target.relative_to(PACKAGE).parts[0] if inside else "__init__"
+                found.add(room)
+    return found - set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_the_rooms_below_it(path: Path) -> None:
+    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    assert top_imports(path) <= MAY_IMPORT[room]
+
+
+def test_nothing_imports_the_accessor_or_the_cli() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        imports = {n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom) and n.level}
+        names = {alias.name for node in imports for alias in node.names} | {node.module for node in imports}
+        assert not names & {"cli"}
+        assert "accessor" not in names or path.name == "__init__.py"
+
+
+def test_importing_is_quick_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys, time, xarray, dask.array; start = time.perf_counter(); import xr_ginet; "
+        "print(time.perf_counter() - start); print(*{m.split('.')[0] for m in sys.modules})"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    seconds, modules = output.splitlines()
+    assert not NEVER_LOADED & set(modules.split())
+    assert float(seconds) < 1
+
+
+MEASURE = r"""
+import re, sys, torch
+from xr_ginet.network import GINet, GINetConfig
+
+def memory(field):
+    return 1024 * int(re.search(field + r":\s+(\d+) kB", open("/proc/self/status").read()).group(1))
+
+n_features, n_stages, window_size, side = map(int, sys.argv[1:])
+torch.set_num_threads(1)
+network = GINet(GINetConfig(n_features=n_features, n_stages=n_stages, window_size=window_size)).eval()
+with torch.inference_mode():
+    network(torch.rand(1, 4, 32, 32), torch.rand(1, 6, 16, 16))
+    ms, hs = torch.rand(1, 4, side, side), torch.rand(1, 6, side // 2, side // 2)
+    before = memory("VmRSS")
+    open("/proc/self/clear_refs", "w").write("5")  # forget the peak so far, which may be the parent's
+    network(ms, hs)
+print(memory("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+@pytest.mark.parametrize("case", [(22, 2, 5, 512), (22, 1, 7, 400), (54, 1, 5, 448)])
+def test_a_block_stays_within_the_memory_promised(case: tuple[int, int, int, int]) -> None:
+    arguments = [str(value) for value in case]
+    run = subprocess.run([sys.executable, "-c", MEASURE, *arguments], capture_output=True, text=True, check=True)
+    promised = block_memory(GINetConfig(n_features=case[0], window_size=case[2]), case[3], case[3])
+    assert 0.3 * promised < int(run.stdout) <= promised
+
+
+def test_memory_by_hand() -> None:
+    # 5 · 25 planes of logits, 6 · 138 of features, 10 · 6 of bands, 4 bytes each.
+    assert block_memory(GINetConfig(), 10, 20) == (125 + 828 + 60) * 200 * 4
+    assert block_memory(GINetConfig(), 10, 20, "float64") == (125 + 828 + 60) * 200 * 8
