@@ -1,6 +1,7 @@
 """The GINet network: the function itself, in torch alone."""
 
-from .checkpoints import Checkpoint, available_weights, from_authors, load_checkpoint, save_checkpoint
+from .authors import from_authors
+from .checkpoints import Checkpoint, available_weights, load_checkpoint, save_checkpoint
 from .ginet import GINet, GINetConfig
 
 __all__ = [

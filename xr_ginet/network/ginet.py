@@ -55,13 +55,17 @@ class GINetConfig:
     """``external``: the caller supplies the guide, a tensor shaped like the output."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.bands, str) or not self.bands or isinstance(self.guide_bands, str) or not self.guide_bands:
+            raise ValueError(f"bands={self.bands!r}, guide_bands={self.guide_bands!r}: each must be a tuple of names")
         object.__setattr__(self, "bands", tuple(self.bands))
         object.__setattr__(self, "guide_bands", tuple(self.guide_bands))
-        if self.factor < 2:
-            raise ValueError(f"factor={self.factor}: the resolution ratio must be an integer of at least 2")
+        for name, least in (("factor", 2), ("n_stages", 1), ("n_features", 1), ("n_clusters", 1), ("n_blocks", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name}={value!r}: must be an integer of at least {least}")
         for name in ("window_size", "patch_size"):
-            if getattr(self, name) % 2 == 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must be odd, so that it has a centre")
+            if getattr(self, name) < 1 or getattr(self, name) % 2 == 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must be odd and positive, so that it has a centre")
         for name, choices in (("assignment", ("hard", "soft")), ("guide", ("learned", "external"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be one of {choices}")
