@@ -2,17 +2,17 @@
 
     python benchmarks/attention.py --size 256 --full
 
-Prints a Markdown table. Each case runs in fresh processes: one that builds the module and its inputs and stops, one
-that goes on to run it in inference mode; peak memory is the difference of their maximum resident sizes, so it counts
-what the computation needs and not the interpreter, torch or the weights. That both sides compute the same function is
-asserted in tests/test_network.py, not here.
+Prints a Markdown table and writes it to ``benchmarks/results.md``. Each case runs in fresh processes: one that builds
+the module and its inputs and stops, one that goes on to run it in inference mode; peak memory is the difference of
+their peaks, so it counts what the computation needs and not the interpreter, torch or the weights. That both sides
+compute the same function is asserted in tests/test_network.py, not here. Peaks are read from Linux's /proc.
 """
 
 import argparse
 import json
 import os
 import platform
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -20,8 +20,6 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-# torch is imported in `measure` alone: a process starts with its parent's maximum resident size; this one stays small.
 
 CASES: dict[str, dict[str, int]] = {
     "attention": {},
@@ -32,6 +30,7 @@ CASES: dict[str, dict[str, int]] = {
 
 def measure(case: str, side: str, size: int, runs: int) -> dict[str, Any]:
     """Return the median seconds of ``runs`` forward passes, and this process's maximum resident size in bytes."""
+    Path("/proc/self/clear_refs").write_text("5")  # a process starts with its parent's peak
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
     import torch
     from literal_ginet import LiteralAttention, LiteralGINet
@@ -58,7 +57,7 @@ def measure(case: str, side: str, size: int, runs: int) -> dict[str, Any]:
             start = time.perf_counter()
             module(*inputs)
             seconds.append(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
     median = statistics.median(seconds[1:]) if runs else None
     return {"seconds": median, "peak": peak, "threads": torch.get_num_threads()}
 
@@ -86,6 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=256, help="side of the square image in fine pixels; even")
     parser.add_argument("--runs", type=int, default=5, help="timed forward passes, of which the median counts")
     parser.add_argument("--full", action="store_true", help="also the paper's network (seconds to minutes a pass)")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results.md"))
     parser.add_argument("--measure", nargs=2, metavar=("CASE", "SIDE"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.measure:
@@ -103,10 +103,18 @@ def main(arguments: list[str] | None = None) -> None:
             f"| {case} | {seconds['ours']:.3f} | {seconds['literal']:.3f} | {seconds['literal'] / seconds['ours']:.1f} "
             f"| {peak['ours'] / 2**20:.0f} | {peak['literal'] / 2**20:.0f} | {peak['literal'] / peak['ours']:.1f} |"
         )
-    print(f"{options.size} x {options.size} pixels, float32, median of {options.runs} runs. {machine(threads)}.\n")
-    print("| case | ours, s | literal, s | times faster | ours, peak MiB | literal, peak MiB | times smaller |")
-    print("|---|---|---|---|---|---|---|")
-    print("\n".join(rows))
+    lines = [
+        "# The network against a literal implementation",
+        "",
+        f"`python benchmarks/attention.py --size {options.size}{' --full' * options.full}`: {options.size} x "
+        f"{options.size} pixels, float32, median of {options.runs} runs. {machine(threads)}.",
+        "",
+        "| case | ours, s | literal, s | times faster | ours, peak MiB | literal, peak MiB | times smaller |",
+        "|---|---|---|---|---|---|---|",
+        *rows,
+    ]
+    options.out.write_text("\n".join(lines) + "\n")
+    print(options.out.read_text())
 
 
 if __name__ == "__main__":

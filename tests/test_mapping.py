@@ -353,3 +353,13 @@ def test_config_of_other_bands_asks_for_them(tmp_path) -> None:
     assert sixty.config == GINetConfig(bands=("B01", "B09"), n_features=6, n_stages=2, assignment="soft")
     with pytest.raises(ValueError, match="no B01, B09 in the cube"):
         two_grids((8, 8)).ginet.superresolve(weights=sixty.path)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_cuda_equals_the_cpu(checkpoint: Checkpoint) -> None:
+    cube = two_grids().chunk({"y": 40})
+    cpu, cuda = (
+        stack(cube.ginet.superresolve(weights=checkpoint.path, precision="float64", device=d)) for d in ("cpu", "cuda")
+    )
+    assert_allclose(cuda, cpu, rtol=0, atol=1e-10)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .mapping.predictor import Precision
     from .network import Checkpoint
     from .sentinel2.catalog import Catalog
+    from .training.patches import Patches
 
 
 @xr.register_dataset_accessor("ginet")
@@ -52,6 +53,12 @@ class GINetAccessor:
     def guide(self, *, weights: str | Path | Checkpoint = "default", device: str = "auto") -> xr.DataArray:
         """Return the geometry guide drawn from the 10 m bands, lazily: see `xr_ginet.guide`."""
         return mapping.guide(self._ds, weights=weights, device=device)
+
+    def patches(self, **options: Any) -> Patches:
+        """Return a torch dataset of training patches: see `xr_ginet.training.patches`, whose options are taken."""
+        from .training.patches import Patches, PatchOptions
+
+        return Patches([self._ds], PatchOptions(**options))
 
     def to_zarr(
         self,

@@ -1,1 +1,1 @@
-"""How a checkpoint is made: degradation, metrics."""
+"""How a checkpoint is made: degradation, patches, metrics."""

@@ -1,0 +1,165 @@
+"""The loader: each chunk read once, reproducible, resumable, shared without duplicates, bounded."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from conftest import two_grids
+from numpy.testing import assert_allclose
+
+from xr_ginet.sentinel2.bands import BANDS_10M, BANDS_20M
+from xr_ginet.training import patches as module
+from xr_ginet.training.degradation import degrade
+from xr_ginet.training.patches import Patches, PatchOptions
+
+PLAIN = {"size": 8, "augment": False, "buffer": 5, "prefetch": 2}
+
+
+def chunked(shape: tuple[int, int] = (48, 32), *, n_times: int | None = 2, seed: int = 0) -> xr.Dataset:
+    """Return a random cube in chunks of 16 pixels at 20 m."""
+    return two_grids(shape, n_times=n_times, seed=seed).chunk(
+        {"y": 32, "x": 32, "y_20m": 16, "x_20m": 16, "time": 1}
+        if n_times
+        else {"y": 32, "x": 32, "y_20m": 16, "x_20m": 16}
+    )
+
+
+def identity(sample: module.Sample) -> bytes:
+    return sample.truth.numpy().tobytes()
+
+
+@pytest.mark.parametrize("degradation", ["mtf", "box"])
+def test_a_patch_is_the_degraded_chunk_and_its_truth(degradation: str) -> None:
+    cube = chunked((16, 16), n_times=None)
+    fine, truth = (np.stack([cube[b].values for b in bands]).astype("float32") for bands in (BANDS_10M, BANDS_20M))
+    [sample] = Patches([cube], PatchOptions(size=16, augment=False, degradation=degradation))
+    assert_allclose(sample.ms, degrade(fine, BANDS_10M, degradation=degradation), atol=1e-6)
+    assert_allclose(sample.hs, degrade(truth, BANDS_20M, degradation=degradation), atol=1e-6)
+    assert_allclose(sample.truth, truth, atol=0)
+    assert sample.ms.dtype == torch.float32
+
+
+def test_a_pass_covers_all_pixels_once_and_reads_each_chunk_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    cubes = [chunked(), chunked((32, 32), n_times=None, seed=1)]
+    dataset = Patches(cubes, PatchOptions(**PLAIN))
+    reads: Counter = Counter()
+    read = dataset._read
+    monkeypatch.setattr(dataset, "_read", lambda unit: (reads.update([str(unit)]), read(unit))[1])
+    seen = Counter(identity(sample) for sample in dataset)
+    assert sum(seen.values()) == 2 * 6 * 4 + 4 * 4
+    assert set(seen.values()) == {1}
+    assert len(reads) == 2 * 6 + 4
+    assert set(reads.values()) == {1}
+    total = sum(np.frombuffer(patch, "float32").astype("float64").sum() for patch in seen)
+    assert_allclose(total, sum(float(cube[b].sum()) for cube in cubes for b in BANDS_20M), rtol=1e-6)
+
+
+def test_a_pass_repeats_and_the_next_one_differs() -> None:
+    dataset = Patches([chunked()], PatchOptions(**PLAIN | {"augment": True}))
+    first, again = ([s.ms.sum().item() for s in dataset] for _ in range(2))
+    assert first == again
+    dataset.set_epoch(1)
+    assert first != [s.ms.sum().item() for s in dataset]
+    assert first != [s.ms.sum().item() for s in Patches([chunked()], PatchOptions(**PLAIN | {"seed": 1}))]
+
+
+def test_patches_are_shuffled_across_chunks() -> None:
+    dataset = Patches([chunked()], PatchOptions(**PLAIN | {"buffer": 100}))
+    order, _ = dataset._plan(0, 1)
+    units = [patch.unit for patch in order]
+    assert len(set(units[:8])) > 3
+
+
+@pytest.mark.parametrize("stop", [1, 7, 30, 47])
+def test_a_pass_goes_on_where_it_was_left_and_reads_only_what_matters(stop: int) -> None:
+    options = PatchOptions(**PLAIN | {"augment": True})
+    whole = [identity(s) for s in Patches([chunked()], options)]
+    first = Patches([chunked()], options)
+    begun = iter(first)
+    for expected in whole[:stop]:
+        assert identity(next(begun)) == expected
+    state = first.state_dict()
+    begun.close()
+    resumed = Patches([chunked()], options)
+    resumed.load_state_dict(state)
+    reads: list = []
+    read = resumed._read
+    resumed._read = lambda unit: (reads.append(unit), read(unit))[1]  # type: ignore[method-assign]
+    assert [identity(s) for s in resumed] == whole[stop:]
+    assert len(reads) <= 12 - (stop - 5 - 4) // 4  # what was wholly used up is not read again
+    assert resumed.state_dict()["position"] == 0
+
+
+def test_ranks_and_workers_share_without_duplicates(monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = Counter(identity(s) for s in Patches([chunked()], PatchOptions(**PLAIN)))
+    shared: Counter = Counter()
+    for share in range(3):
+        monkeypatch.setattr(module, "_share", lambda share=share: (share, 3))
+        shared.update(identity(s) for s in Patches([chunked()], PatchOptions(**PLAIN)))
+    assert shared == everything
+
+
+def test_dataloader_workers_share_without_duplicates() -> None:
+    dataset = Patches([chunked((32, 32))], PatchOptions(**PLAIN))
+    loader = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=2, multiprocessing_context="spawn")
+    seen = Counter(identity(sample) for sample in loader)
+    assert len(seen) == 2 * 16
+    assert set(seen.values()) == {1}
+
+
+def test_missing_and_cloudy_patches_are_left_out() -> None:
+    cube = chunked((16, 16), n_times=None).load()
+    cube["B03"][0, 0] = np.nan  # in the first patch
+    cube["B11"][15, 15] = np.nan  # in the last
+    cube["SCL"] = (("y_20m", "x_20m"), np.full((16, 16), 4))
+    cube["SCL"][0, 12] = 9  # in the second
+    [sample] = Patches([cube], PatchOptions(**PLAIN))
+    assert_allclose(sample.truth[0], cube["B05"][8:, :8], rtol=1e-6)
+    assert not any(torch.isnan(image).any() for image in sample)
+
+
+def test_the_eight_symmetries_turn_all_three_images_alike() -> None:
+    cube = chunked((16, 16), n_times=None)
+    plain = next(iter(Patches([cube], PatchOptions(size=16, augment=False, degradation="box"))))
+    seen = set()
+    dataset = Patches([cube], PatchOptions(size=16, degradation="box", gain_spread=0.0))
+    for epoch in range(60):
+        dataset.set_epoch(epoch)
+        sample = next(iter(dataset))
+        [symmetry] = [p.symmetry for p in dataset._plan(0, 1)[0]]
+        seen.add(symmetry)
+        for image, expected in zip(sample, plain, strict=True):
+            assert_allclose(image, module._turn(expected.numpy(), symmetry))
+        # Degrading the turned truth gives the turned coarse image: the three still belong together.
+        assert_allclose(degrade(sample.truth.numpy(), BANDS_20M, degradation="box"), sample.hs, atol=1e-6)
+    assert seen == set(range(8))
+
+
+def test_memory_is_bounded_by_the_buffer() -> None:
+    dataset = Patches([chunked((160, 160), n_times=None)], PatchOptions(**PLAIN))
+    _, reads = dataset._plan(0, 1)
+    order, _ = dataset._plan(0, 1)
+    position = {patch: i for i, patch in enumerate(order)}
+    entered, held_most = 0, 0
+    for _, patches in reads:  # a chunk is read when one of its patches is due and not yet held
+        entered += len(patches)
+        due = min(position[p] for p in patches)
+        held_most = max(held_most, entered - due)
+    assert held_most <= 2 * (PLAIN["buffer"] + 4)
+
+
+def test_patches_refuse() -> None:
+    with pytest.raises(ValueError, match="size=7: must be a positive multiple of 2"):
+        Patches([chunked()], PatchOptions(size=7))
+    with pytest.raises(ValueError, match="cube 1 lacks B12"):
+        Patches([chunked(), chunked().drop_vars("B12")])
+    with pytest.raises(
+        ValueError, match=r"chunks \(20, 20, 20\) in y and \(16, 16, 16\) in y_20m.*ds.chunk\(\{'y': 32"
+    ):
+        Patches([chunked().chunk({"y": 20})])
+    with pytest.raises(ValueError, match="no chunk is as large as a patch of 48"):
+        Patches([chunked()])
