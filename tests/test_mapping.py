@@ -280,6 +280,38 @@ def test_hard_assignment_is_chunk_invariant_too(tmp_path) -> None:
     assert_allclose(stack(result), whole_image(cube, hard), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("options", [{"consistency": "exact"}, {"self_ensemble": True, "consistency": "exact"}])
+def test_consistency_is_exact_and_chunks_still_do_not_show(checkpoint: Checkpoint, options: dict) -> None:
+    cube = two_grids((24, 20))
+    options |= {"weights": checkpoint.path, "precision": "float64"}
+    result = cube.chunk({"y": 27, "x": 40, "y_20m": 11}).ginet.superresolve(**options)
+    means = stack(result)[0].reshape(6, 24, 2, 20, 2).mean((2, 4))
+    assert_allclose(means, np.stack([cube[b].values for b in BANDS_20M]), rtol=0, atol=1e-12)
+    assert_allclose(stack(result), stack(cube.chunk().ginet.superresolve(**options)), rtol=0, atol=1e-12)
+    plain = stack(cube.chunk().ginet.superresolve(weights=checkpoint.path, precision="float64"))[0]
+    assert np.abs(plain.reshape(6, 24, 2, 20, 2).mean((2, 4)) - means).max() > 1e-3
+    assert result.attrs["ginet_consistency"] == "exact"
+
+
+def test_self_ensemble_is_the_mean_over_eight_symmetries(checkpoint: Checkpoint) -> None:
+    cube = two_grids((16, 16))
+
+    def run(turns: int, mirror: bool) -> np.ndarray:
+        """Turn the cube, super-resolve it, turn the result back."""
+        turned = cube.copy(deep=True)
+        for name in cube.data_vars:
+            image = cube[name].values[:, ::-1] if mirror else cube[name].values
+            turned[name].values = np.rot90(image, turns)
+        result = stack(turned.chunk().ginet.superresolve(weights=checkpoint.path, precision="float64"))[0]
+        back = np.rot90(result, -turns, (1, 2))
+        return back[..., ::-1] if mirror else back
+
+    expected = np.mean([run(turns, mirror) for turns in range(4) for mirror in (False, True)], axis=0)
+    result = cube.chunk().ginet.superresolve(weights=checkpoint.path, precision="float64", self_ensemble=True)
+    assert_allclose(stack(result)[0], expected, rtol=0, atol=1e-12)
+    assert np.abs(run(1, False) - run(0, False)).max() > 1e-3
+
+
 def test_tasks_carry_no_weights_and_the_network_is_built_once(checkpoint: Checkpoint) -> None:
     predictor = Predictor.of(checkpoint)
     assert len(pickle.dumps(predictor)) < 500
@@ -336,6 +368,8 @@ def test_errors_when_the_graph_is_built(checkpoint: Checkpoint, tmp_path) -> Non
         run(depth="all")
     with pytest.raises(ValueError, match="precision='float16': must be one of float32, float64"):
         run(precision="float16")
+    with pytest.raises(ValueError, match="consistency='mean': must be 'none' or 'exact'"):
+        run(consistency="mean")
     with pytest.raises(FileNotFoundError, match="no weights 'best'"):
         run(weights="best")
     if not torch.cuda.is_available():

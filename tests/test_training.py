@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torchmetrics.functional.image import error_relative_global_dimensionless_synthesis, spectral_angle_mapper
 
 from xr_ginet.sentinel2.bands import BANDS, BANDS_10M, BANDS_20M
 from xr_ginet.training.degradation import box_mean, degrade, gaussian_taps, mtf_mean
-from xr_ginet.training.metrics import rmse
+from xr_ginet.training.metrics import ergas, psnr, rmse, sam, sre, ssim, uiq
 
 
 def test_box_mean_by_hand() -> None:
@@ -91,3 +94,86 @@ def test_rmse_by_hand() -> None:
     assert_allclose(rmse(estimate, reference, border=1), [np.sqrt(4 / 4), np.sqrt(9 * 2 / 4)])
     estimate[1, 2, 2] = np.nan
     assert_allclose(rmse(estimate, reference, border=1)[1], np.sqrt(9 / 3))
+
+
+def pictures() -> tuple[np.ndarray, np.ndarray]:
+    """Return a reference with structure, ``(3, 40, 52)``, and a noisy, biased estimate of it."""
+    rng = np.random.default_rng(3)
+    y, x = np.mgrid[:40, :52] / 10
+    reference = np.stack([0.3 + 0.1 * np.sin(x + band) * np.cos(y * (1 + band)) for band in range(3)])
+    return reference * 1.05 + rng.normal(0, 0.02, reference.shape), reference
+
+
+def test_relative_metrics_by_hand() -> None:
+    reference = np.array([[[1.0, 3.0]], [[2.0, 2.0]]])
+    estimate = reference + np.array([[[1.0, -1.0]], [[0.5, 0.5]]])
+    assert_allclose(sre(estimate, reference), [10 * np.log10(4 / 1), 10 * np.log10(4 / 0.25)])
+    assert_allclose(psnr(estimate, reference), [0, 20 * np.log10(2)], atol=1e-12)
+    assert_allclose(psnr(estimate, reference, data_range=None), [20 * np.log10(3), 20 * np.log10(4)])
+    assert_allclose(ergas(estimate, reference), 50 * np.sqrt(((1 / 2) ** 2 + (0.5 / 2) ** 2) / 2))
+    assert_allclose(ergas(estimate, reference, factor=6) * 3, ergas(estimate, reference))
+    angles = [np.arctan2(2.5, 2) - np.arctan2(2, 1), np.arctan2(2.5, 2) - np.arctan2(2, 3)]
+    assert_allclose(sam(estimate, reference), np.degrees(np.abs(angles)).mean())
+    assert sam(7 * reference, reference) == pytest.approx(0, abs=1e-6)
+
+
+def test_metrics_of_the_reference_itself_are_perfect() -> None:
+    _, reference = pictures()
+    assert_allclose(ssim(reference, reference), 1)
+    assert_allclose(uiq(reference, reference), 1)
+    assert sam(reference, reference) == pytest.approx(0, abs=1e-5)
+    assert ergas(reference, reference) == 0
+
+
+def test_uiq_equals_the_direct_sum_over_windows() -> None:
+    estimate, reference = pictures()
+    expected = []
+    for e, r in zip(estimate, reference, strict=True):
+        values = []
+        for i in range(40 - 7):
+            for j in range(52 - 7):
+                a, b = e[i : i + 8, j : j + 8], r[i : i + 8, j : j + 8]
+                covariance = ((a - a.mean()) * (b - b.mean())).mean()
+                values.append(
+                    4 * covariance * a.mean() * b.mean() / ((a.var() + b.var()) * (a.mean() ** 2 + b.mean() ** 2))
+                )
+        expected.append(np.mean(values))
+    assert_allclose(uiq(estimate, reference), expected, rtol=1e-8)
+    flat = np.full((1, 16, 16), 0.5)
+    assert_allclose(uiq(flat * 2, flat), 2 * 2 / (4 + 1))
+
+
+def test_metrics_agree_with_torchmetrics_and_scikit_image() -> None:
+    estimate, reference = pictures()
+    tensors = [torch.from_numpy(a)[None] for a in (estimate, reference)]
+    radians = spectral_angle_mapper(*tensors).item()
+    assert sam(estimate, reference) == pytest.approx(np.degrees(radians), rel=1e-6)
+    global_error = error_relative_global_dimensionless_synthesis(*tensors, ratio=2).item()
+    assert ergas(estimate, reference) == pytest.approx(global_error, rel=1e-6)
+    assert_allclose(
+        psnr(estimate, reference),
+        [peak_signal_noise_ratio(r, e, data_range=1) for e, r in zip(estimate, reference, strict=True)],
+    )
+    assert_allclose(
+        ssim(estimate, reference),
+        [
+            structural_similarity(r, e, data_range=1, gaussian_weights=True, use_sample_covariance=False)
+            for e, r in zip(estimate, reference, strict=True)
+        ],
+        rtol=1e-6,
+    )
+
+
+def test_missing_pixels_and_borders_are_left_out() -> None:
+    estimate, reference = pictures()
+    spoiled = estimate.copy()
+    spoiled[:, :4] = 9
+    whole = [f(estimate[:, 4:-4, 4:-4], reference[:, 4:-4, 4:-4]) for f in (rmse, sre, psnr, ssim, uiq, ergas, sam)]
+    inner = [f(spoiled, reference, border=4) for f in (rmse, sre, psnr, ssim, uiq, ergas, sam)]
+    for a, b in zip(whole, inner, strict=True):
+        assert_allclose(a, b)
+    spoiled[:, :4] = np.nan
+    for metric in (rmse, sre, ergas, sam, psnr):
+        assert_allclose(metric(spoiled, reference), metric(estimate[:, 4:], reference[:, 4:]))
+    with pytest.raises(ValueError, match=r"estimate \(3, 40, 52\) and reference \(2, 40, 52\) must have one shape"):
+        rmse(estimate, reference[:2])

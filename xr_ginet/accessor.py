@@ -11,7 +11,7 @@ import xarray as xr
 from . import mapping, store
 
 if TYPE_CHECKING:
-    from .mapping.predictor import Precision
+    from .mapping.predictor import Consistency, Precision
     from .network import Checkpoint
     from .sentinel2.catalog import Catalog
     from .training.patches import Patches
@@ -34,6 +34,8 @@ class GINetAccessor:
         depth: int | str = "exact",
         device: str = "auto",
         precision: Precision = "float32",
+        consistency: Consistency = "none",
+        self_ensemble: bool = False,
         catalog: Catalog | None = None,
         collection: str = "sentinel-2-l2a",
         sign: Callable[[Any], Any] | None = None,
@@ -45,6 +47,8 @@ class GINetAccessor:
             depth=depth,
             device=device,
             precision=precision,
+            consistency=consistency,
+            self_ensemble=self_ensemble,
             catalog=catalog,
             collection=collection,
             sign=sign,

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -32,7 +32,13 @@ def superresolve(
     chunks: Annotated[int, typer.Option(help="Pixels per chunk and axis at 10 m.")] = 1024,
     depth: Annotated[str, typer.Option(help="'exact', or overlap in 10 m pixels.")] = "exact",
     device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="'float32', or 'uint16' with scale and offset.")] = "uint16",
+    consistency: Annotated[
+        Literal["none", "exact"], typer.Option(help="'none', or 'exact': 2 × 2 means equal the 20 m input.")
+    ] = "none",
+    self_ensemble: Annotated[bool, typer.Option("--self-ensemble", help="Average eight symmetries.")] = False,
+    dtype: Annotated[
+        Literal["float32", "uint16"], typer.Option(help="uint16 is scaled, as Sentinel-2's own.")
+    ] = "uint16",
     zarr_format: Annotated[int, typer.Option(help="3 or 2.")] = 3,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing store.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would be done, and stop.")] = False,
@@ -52,7 +58,12 @@ def superresolve(
             chunks=chunks,
         )
         result = superresolve_cube(
-            cube, weights=weights, depth=depth if depth == "exact" else int(depth), device=device
+            cube,
+            weights=weights,
+            depth=depth if depth == "exact" else int(depth),
+            device=device,
+            consistency=consistency,
+            self_ensemble=self_ensemble,
         )
         if dry_run:
             _print_plan(cube, result, store, weights)

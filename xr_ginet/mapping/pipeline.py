@@ -20,7 +20,7 @@ from ..sentinel2.grids import COARSE_DIMS, FINE_DIMS, Grid, check_nesting, read_
 from ..sentinel2.layouts import band_attrs, write_crs
 from .missing import FILL_RADIUS
 from .overlap import map_windows
-from .predictor import Precision, Predictor
+from .predictor import Consistency, Precision, Predictor
 
 if TYPE_CHECKING:
     from ..network import Checkpoint, GINetConfig
@@ -34,6 +34,8 @@ def superresolve(
     depth: int | str = "exact",
     device: str = "auto",
     precision: Precision = "float32",
+    consistency: Consistency = "none",
+    self_ensemble: bool = False,
     catalog: Catalog | None = None,
     collection: str = DEFAULT_COLLECTION,
     sign: Callable[[Any], Any] | None = None,
@@ -55,6 +57,10 @@ def superresolve(
         A torch device, or ``"auto"``: CUDA where the graph is built with it, else the CPU.
     precision : {"float32", "float64"}
         Of the network's arithmetic and of its output.
+    consistency : {"none", "exact"}
+        ``"exact"``: at the end the mean of each 2 × 2 block is made to equal the 20 m pixel that it came from.
+    self_ensemble : bool
+        Average the results of the eight symmetries of the square: a little more accurate, eight times the work.
     catalog, collection, sign : optional
         Where to find the 20 m bands of a cube that holds only the 10 m ones, see `xr_ginet.open_stac`: the items of the
         same days over the same ground are searched, and what is missing is loaded from them.
@@ -83,7 +89,9 @@ def superresolve(
     if catalog is not None:
         ds = complete(ds, catalog, collection=collection, sign=sign, bands=config.bands)
     check_cube(ds, config)
-    predictor = Predictor.of(checkpoint, device=device, precision=precision)
+    predictor = Predictor.of(
+        checkpoint, device=device, precision=precision, consistency=consistency, self_ensemble=self_ensemble
+    )
     pixels = resolve_depth(depth, config)
     result = map_windows(
         predictor,
@@ -99,7 +107,7 @@ def superresolve(
     for i, name in enumerate(config.bands):
         cube[name] = reference.copy(data=result[..., i, :, :]).assign_attrs(band_attrs(name))
     cube = cube[[name for name in BANDS if name in cube]].assign_attrs(
-        _provenance(ds, checkpoint, depth=pixels, precision=precision)
+        _provenance(ds, checkpoint, predictor, depth=pixels)
     )
     crs = read_crs(ds)
     return write_crs(cube, crs, transform=Grid.from_coords(cube).transform) if crs else cube
@@ -227,7 +235,7 @@ def _stack(*blocks: np.ndarray, axis: int) -> np.ndarray:
     return np.stack(blocks, axis=axis)
 
 
-def _provenance(ds: xr.Dataset, checkpoint: Checkpoint, *, depth: int, precision: str) -> dict[str, object]:
+def _provenance(ds: xr.Dataset, checkpoint: Checkpoint, predictor: Predictor, *, depth: int) -> dict[str, object]:
     """Return the attributes that tell how to make the result again."""
     inherited = {key: ds.attrs[key] for key in ("source_items", "radiometry") if key in ds.attrs}
     return inherited | {
@@ -237,6 +245,8 @@ def _provenance(ds: xr.Dataset, checkpoint: Checkpoint, *, depth: int, precision
         "ginet_weights_sha256": checkpoint.sha256,
         "ginet_degradation": str(checkpoint.card.get("degradation", "unknown")),
         "ginet_depth": depth,
-        "ginet_precision": precision,
+        "ginet_precision": predictor.precision,
+        "ginet_consistency": predictor.consistency,
+        "ginet_self_ensemble": int(predictor.self_ensemble),  # attributes in netCDF and Zarr v2 know no booleans
         "ginet_version": __version__,
     }

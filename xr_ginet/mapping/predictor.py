@@ -8,10 +8,11 @@ are not oversubscribed.
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from ..network import Checkpoint, GINet, GINetConfig
 
+Consistency = Literal["none", "exact"]
 Precision = Literal["float32", "float64"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "float64")
 
@@ -50,21 +52,43 @@ class Predictor:
     """A torch device."""
     precision: Precision = "float32"
     """Of the arithmetic and of the output."""
+    consistency: Consistency = "none"
+    """``exact``: the mean of each block of the output is then made to equal its coarse pixel."""
+    self_ensemble: bool = False
+    """Average over the eight symmetries of the square, at eight times the cost."""
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, *, device: str = "auto", precision: Precision = "float32") -> Predictor:
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        *,
+        device: str = "auto",
+        precision: Precision = "float32",
+        consistency: Consistency = "none",
+        self_ensemble: bool = False,
+    ) -> Predictor:
         """Return the predictor of a checkpoint; ``device="auto"`` is CUDA where there is one, else the CPU."""
         import torch
 
         if precision not in PRECISIONS:
             raise ValueError(f"precision={precision!r}: must be one of {', '.join(PRECISIONS)}")
+        if consistency not in ("none", "exact"):
+            raise ValueError(f"consistency={consistency!r}: must be 'none' or 'exact'")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if torch.device(device).type == "cuda" and not torch.cuda.is_available():
             raise ValueError(
                 f"device={device!r}, but torch sees no CUDA device here. Type device='cpu' or device='auto'"
             )
-        return cls(str(checkpoint.path), checkpoint.sha256, checkpoint.config.factor, device, precision)
+        return cls(
+            str(checkpoint.path),
+            checkpoint.sha256,
+            checkpoint.config.factor,
+            device,
+            precision,
+            consistency,
+            self_ensemble,
+        )
 
     @property
     def dtype(self) -> np.dtype:
@@ -90,11 +114,25 @@ class Predictor:
         if missing.all():
             return np.full(missing.shape, np.nan, self.dtype)
         result = self._run(
-            lambda network, ms, hs: network(ms, hs),
+            self._predict,
             fill_missing(fine, FILL_RADIUS * self.factor),
             fill_missing(coarse, FILL_RADIUS),
         )
         result[missing] = np.nan
+        return result
+
+    def _predict(self, network: GINet, ms: torch.Tensor, hs: torch.Tensor) -> torch.Tensor:
+        """Return the network's output for one image, by all symmetries and consistent where that was asked for."""
+        if self.self_ensemble:
+            turned = (_turn_back(network(_turn(ms, i), _turn(hs, i)), i) for i in range(8))
+            result = reduce(operator.iadd, turned).div_(8)
+        else:
+            result = network(ms, hs)
+        if self.consistency == "exact":
+            import torch.nn.functional as F
+
+            lacking = hs - F.avg_pool2d(result, self.factor)
+            result += F.interpolate(lacking, scale_factor=self.factor, mode="nearest")
         return result
 
     def guide(self, fine: NDArray) -> NDArray:
@@ -121,6 +159,16 @@ class Predictor:
         import torch
 
         return torch.from_numpy(np.ascontiguousarray(image, self.dtype))[None].to(self.device)
+
+
+def _turn(image: torch.Tensor, symmetry: int) -> torch.Tensor:
+    """Return one of the eight symmetries of the square: quarter turns, and a mirror from 4 on."""
+    return (image.flip(-1) if symmetry >= 4 else image).rot90(symmetry % 4, (-2, -1))
+
+
+def _turn_back(image: torch.Tensor, symmetry: int) -> torch.Tensor:
+    turned = image.rot90(-(symmetry % 4), (-2, -1))
+    return turned.flip(-1) if symmetry >= 4 else turned
 
 
 def block_memory(config: GINetConfig, height: int, width: int, precision: Precision = "float32") -> int:
