@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "sentinel2": STANDARD | {"sentinel2"},
     "network": {"torch", "safetensors", "network"},
     "mapping": STANDARD | {"scipy", "dask", "sentinel2", "mapping", "__init__"},
-    "store": STANDARD | {"dask"},
+    "store": STANDARD | {"dask", "sentinel2"},
     "training": STANDARD | {"scipy", "dask", "torch", "sentinel2", "training"},
     "simulation": STANDARD | {"scipy", "sentinel2", "training", "simulation"},
     "accessor": {"xarray", "mapping", "store"},
@@ -107,6 +107,7 @@ def test_a_block_stays_within_the_memory_promised(case: tuple[int, int, int, int
 
 
 def test_memory_by_hand() -> None:
-    # 5 · 25 planes of logits, 6 · 138 of features, 10 · 6 of bands, 4 bytes each.
-    assert block_memory(GINetConfig(), 10, 20) == (125 + 828 + 60) * 200 * 4
-    assert block_memory(GINetConfig(), 10, 20, "float64") == (125 + 828 + 60) * 200 * 8
+    # 6 · 138 planes of features and 10 · 6 of bands, 5 · 25 of logits in a strip, 4 bytes each.
+    assert block_memory(GINetConfig(), 10, 20) == (828 + 60 + 125) * 200 * 4
+    assert block_memory(GINetConfig(), 10, 20, "float64") == (828 + 60 + 125) * 200 * 8
+    assert block_memory(GINetConfig(), 512, 512) == ((828 + 60) * 512 * 512 + 125 * 65536) * 4

@@ -18,7 +18,7 @@ from pyproj import Transformer
 import xr_ginet
 from xr_ginet.network import Checkpoint
 from xr_ginet.sentinel2.bands import BANDS, BANDS_10M, BANDS_20M
-from xr_ginet.sentinel2.catalog import cube_grid, find_items
+from xr_ginet.sentinel2.catalog import complete, cube_grid, find_items
 from xr_ginet.sentinel2.grids import Grid
 from xr_ginet.sentinel2.items import read_item
 from xr_ginet.sentinel2.radiometry import processing_baseline, radiometry
@@ -134,6 +134,8 @@ STATED = {"raster:bands": [{"scale": 1e-4, "offset": -0.1}]}
         (*minimal({"earthsearch:boa_offset_applied": True}, STATED | {"type": "image/jp2"}), -1000),
         (*minimal({"earthsearch:boa_offset_applied": False}, STATED), -1000),
         (*minimal({}, STATED), -1000),
+        (*minimal({"s2:processing_baseline": "05.10"}, {"raster:bands": [{"scale": 1e-4}]}), -1000),
+        (*minimal({"s2:processing_baseline": "05.10"}, {"raster:bands": [{"scale": None, "offset": -0.1}]}), -1000),
         (*minimal({}, {"raster:scale": 1e-4, "raster:offset": -0.1}), -1000),
         (*minimal({}, {"bands": [{"raster:scale": 1e-4, "raster:offset": 0}]}), 0),
         (*minimal({"s2:processing_baseline": "05.10"}), -1000),
@@ -291,12 +293,24 @@ def test_open_stac_refuses(tmp_path) -> None:
     item = write_item(tmp_path, "a", 1)[0]
     with pytest.raises(ValueError, match="chunks=7: must be an even number"):
         xr_ginet.open_stac([item], chunks=7)
-    with pytest.raises(ValueError, match=r"no Sentinel-2 band \['B10'\]"):
+    with pytest.raises(ValueError, match=r"bands=\('B02', 'B10'\): must be among B02"):
         xr_ginet.open_stac([item], bands=("B02", "B10"))
     with pytest.raises(ValueError, match="the list of items is empty"):
         xr_ginet.open_stac([])
     with pytest.raises(ValueError, match="datetime and query belong to a search"):
         xr_ginet.open_stac([item], datetime="2024")
+    with pytest.raises(TypeError, match="catalog holds int; it must be the URL"):
+        xr_ginet.open_stac([7])
+    with pytest.raises(ValueError, match="both bbox and intersects"):
+        xr_ginet.open_stac([item], bbox=(0, 0, 1, 1), intersects={"type": "Point", "coordinates": [0, 0]})
+    for bbox in ((1, 0, 0, 1), (0, 1, 1, 0), (0, 0, 1), (0, 0, 1, 91)):
+        with pytest.raises(ValueError, match=r"must be \(west, south, east, north\) in degrees"):
+            xr_ginet.open_stac([item], bbox=bbox)
+    for key, match in (("bbox", "has no bbox"), ("datetime", "neither datetime nor start_datetime")):
+        broken = copy.deepcopy(item)
+        (broken if key == "bbox" else broken["properties"])[key] = None
+        with pytest.raises(ValueError, match=f"item a {match}|item a has {match}"):
+            xr_ginet.open_stac([broken])
     with pytest.raises(ValueError, match="none of the 1 items has pixels within"):
         xr_ginet.open_stac([item], bbox=(10, 10, 11, 11))
     with pytest.raises(ValueError, match="groupby='day': must be"):
@@ -343,7 +357,7 @@ def test_missing_20_m_bands_are_pulled_for_the_same_days_and_ground(tmp_path, ch
     ]
     whole = xr_ginet.open_stac(items, chunks=16)
     window = {"x": slice(4, 44), "y": slice(10, 50)}
-    fine = whole[list(BANDS_10M)].isel(time=[3, 1], **window)
+    fine = whole[list(BANDS_10M)].isel(time=[3, 1], **window).drop_attrs(deep=False)
     expected = whole.isel(time=[3, 1], **window, x_20m=slice(2, 22), y_20m=slice(5, 25)).ginet.superresolve(
         weights=checkpoint.path
     )
@@ -358,12 +372,82 @@ def test_missing_20_m_bands_are_pulled_for_the_same_days_and_ground(tmp_path, ch
         assert list(complete_cube["time"].values) == [fine["time"].values[0]]
 
 
+def test_items_found_already_serve_to_complete_a_cube_too(tmp_path, checkpoint: Checkpoint) -> None:
+    first, second = (
+        write_item(tmp_path, f"item{day}", day, moment=f"2024-05-{day:02d}T10:50:31Z")[0] for day in (1, 6)
+    )
+    whole = xr_ginet.open_stac([first, second], chunks=16)
+    fine = whole[list(BANDS_10M)].assign(SCL=whole["B02"] * 0)
+    expected = whole.ginet.superresolve(weights=checkpoint.path)
+    result = fine.ginet.superresolve(weights=checkpoint.path, catalog=[second, first])
+    xr.testing.assert_allclose(result.compute(), expected.compute())
+    # Some 20 m bands are there: only the others are loaded.
+    some = whole.drop_vars(["B11", "B12"]).assign(B05=whole["B05"] + 1)
+    completed = complete(some, [first, second])
+    xr.testing.assert_equal(completed["B05"], some["B05"])
+    assert_allclose(completed["B12"].values, whole["B12"].values)
+    # Dates without a time of day are days as they stand, and two steps of one day get the same pixels.
+    days = fine.assign_coords(time=fine["time"].dt.floor("D"))
+    assert_allclose(complete(days, [first, second])["B11"].values, whole["B11"].values)
+    twice = complete(fine.isel(time=[1, 1, 0]), [first, second])
+    assert_allclose(twice["B11"].values, whole["B11"].values[[1, 1, 0]])
+
+
+def test_items_of_another_zone_are_not_resampled_into_a_cube_that_is_completed(tmp_path) -> None:
+    native = write_item(tmp_path, "native", 1)[0]
+    x, y = Transformer.from_crs(32630, 32631).transform(*ORIGIN)
+    other = write_item(tmp_path, "0other", 2, crs="EPSG:32631", origin=(x // 20 * 20, y // 20 * 20))[0]
+    whole = xr_ginet.open_stac([native])
+    completed = complete(whole[list(BANDS_10M)], [other, native])
+    assert_array_equal(completed["B05"].values, whole["B05"].values)
+    assert completed.attrs["source_items"] == ["native"]
+    with pytest.warns(UserWarning, match="are resampled to EPSG:32630"):
+        mosaic = xr_ginet.open_stac([other, native], crs=32630, bbox=native["bbox"])
+    inside = {"y_20m": whole["y_20m"], "x_20m": whole["x_20m"]}
+    assert_array_equal(mosaic["B05"].sel(inside).values, whole["B05"].values)  # native pixels are on top
+
+
+@pytest.mark.parametrize(
+    ("moment", "utc"),
+    [
+        ("2024-05-01T10:50:31+02:00", "2024-05-01T08:50:31"),
+        ("2024-05-01t10:50:31z", "2024-05-01T10:50:31"),
+        ("2024-05-01T10:50:31", "2024-05-01T10:50:31"),
+    ],
+)
+def test_times_are_in_utc(tmp_path, moment: str, utc: str) -> None:
+    item = write_item(tmp_path, "a", 1)[0]
+    item["properties"]["datetime"] = moment
+    assert xr_ginet.open_stac([item])["time"].values[0] == np.datetime64(utc)
+    item["properties"] |= {"datetime": None, "start_datetime": moment}
+    assert xr_ginet.open_stac([item])["time"].values[0] == np.datetime64(utc)
+
+
+def test_one_item_or_a_feature_collection_will_do(tmp_path) -> None:
+    item = write_item(tmp_path, "a", 1)[0]
+    expected = xr_ginet.open_stac([item])
+    for catalog in (item, {"type": "FeatureCollection", "features": [item]}, pystac.Item.from_dict(item)):
+        xr.testing.assert_identical(xr_ginet.open_stac(catalog), expected)
+
+
+def test_a_url_in_provenance_holds_no_secret(tmp_path) -> None:
+    item = write_item(tmp_path, "a", 1)[0]
+    with serve([item], tmp_path) as url:
+        cube = xr_ginet.open_stac(url.replace("://", "://user:secret@") + "?token=secret")
+    assert cube.attrs["source_catalog"].rstrip("/") == url.rstrip("/")
+    assert cube.attrs["source_collection"] == "sentinel-2-l2a"
+    assert "secret" not in str(cube.attrs)
+
+
 def test_completing_refuses(tmp_path, checkpoint: Checkpoint) -> None:
     items = [write_item(tmp_path, "item", 1)[0]]
     fine = xr_ginet.open_stac(items)[list(BANDS_10M)]
     with serve(items, tmp_path) as url:
         for cube, match in (
-            (fine.assign_coords(time=fine["time"] + np.timedelta64(1, "D")), "'sentinel-2-l2a' on 2024-05-02"),
+            (
+                fine.assign_coords(time=fine["time"] + np.timedelta64(1, "D")),
+                "'sentinel-2-l2a' in EPSG:32630 on 2024-05-02",
+            ),
             (fine.assign_coords(time=fine["time"] + np.timedelta64(100, "D")), "no item of 'sentinel-2-l2a' for bbox="),
             (fine.isel(x=slice(1, 41)), "Drop its first 10 m row or column"),
             (fine.isel(x=slice(0, 41)), "even numbers are needed"),

@@ -165,6 +165,23 @@ def test_cli_exit_codes(item_file: Path, tmp_path: Path, checkpoint: Checkpoint)
     assert "holds no STAC item" in run("superresolve", tmp_path / "empty.json", store, code=1)
     assert "depth=" in run(*common, "--overwrite", "--depth", "7", code=1)
     run("superresolve", item_file, store, "--chunks", "many", code=2)
+    run("superresolve", item_file, store, "--dtype", "int8", code=2)
+    assert "Use --overwrite" in run(*common, code=1)
+    assert "depth='six'" in run(*common, "--overwrite", "--depth", "six", code=1)
+    assert "error:" in run("superresolve", "http://127.0.0.1:9/", store, code=1)
+    broken = json.loads(item_file.read_text())
+    (tmp_path / "B02.tif").write_text("no raster")
+    broken["assets"]["blue"]["href"] = "B02.tif"
+    (tmp_path / "broken.json").write_text(json.dumps(broken))
+    output = run("superresolve", tmp_path / "broken.json", tmp_path / "b.zarr", "--quiet", code=1)
+    assert str(tmp_path / "B02.tif") in output  # resolved against the item file
+
+
+def test_cli_writes_to_a_url(item_file: Path, checkpoint: Checkpoint) -> None:
+    url = "memory://cli/c.zarr"
+    run("superresolve", item_file, url, "--weights", checkpoint.path, "--quiet")
+    assert xr.open_zarr(url).sizes["x"] == 80
+    assert json.loads(run("info", url))["sizes"]["y"] == 96
 
 
 def test_cli_info_of_a_store_and_of_weights(item_file: Path, tmp_path: Path, checkpoint: Checkpoint) -> None:

@@ -191,6 +191,7 @@ def test_missing_pixels_stay_where_they_are_for_any_chunks(
     cube = two_grids((24, 20), seed=seed)
     for name in cube.data_vars:
         cube[name] = cube[name].where(rng.random(cube[name].shape) > share)
+    cube["B06"][3, 5] = np.inf
     top, left = rng.integers(0, 20, 2)
     cube["B04"][2 * top : 2 * top + side, 2 * left : 2 * left + side] = np.nan
     missing_fine = np.isnan(np.stack([cube[b].values for b in BANDS_10M])).any(0)
@@ -199,7 +200,7 @@ def test_missing_pixels_stay_where_they_are_for_any_chunks(
     whole = stack(cube.chunk().ginet.superresolve(weights=checkpoint.path, precision="float64"))[0]
     assert_allclose(parts, whole, rtol=0, atol=1e-12)
     for i, name in enumerate(BANDS_20M):
-        missing = missing_fine | np.isnan(cube[name].values).repeat(2, 0).repeat(2, 1)
+        missing = missing_fine | (~np.isfinite(cube[name].values)).repeat(2, 0).repeat(2, 1)
         assert_array_equal(np.isnan(parts[i]), missing)
 
 
@@ -312,6 +313,14 @@ def test_self_ensemble_is_the_mean_over_eight_symmetries(checkpoint: Checkpoint)
     assert np.abs(run(1, False) - run(0, False)).max() > 1e-3
 
 
+def test_device_auto_picks_cuda_where_there_is_one(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Predictor.of(checkpoint).device == ("cuda" if torch.cuda.is_available() else "cpu")
+    ones = torch.ones
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "ones", lambda *shape, device: ones(*shape))
+    assert Predictor.of(checkpoint).device == "cuda"
+
+
 def test_tasks_carry_no_weights_and_the_network_is_built_once(checkpoint: Checkpoint) -> None:
     predictor = Predictor.of(checkpoint)
     assert len(pickle.dumps(predictor)) < 500
@@ -372,9 +381,11 @@ def test_errors_when_the_graph_is_built(checkpoint: Checkpoint, tmp_path) -> Non
         run(consistency="mean")
     with pytest.raises(FileNotFoundError, match="no weights 'best'"):
         run(weights="best")
-    if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="device='cuda', but torch sees no CUDA"):
-            run(device="cuda")
+    with pytest.raises(TypeError, match="weights is a GINet; a name, a path or a Checkpoint"):
+        run(weights=checkpoint.network())
+    for device in ("banana", "cuda:99", "meta", *(() if torch.cuda.is_available() else ("cuda",))):
+        with pytest.raises(ValueError, match=f"device='{device}', but torch cannot use it here"):
+            run(device=device)
     external = random_checkpoint(tmp_path / "e.safetensors", guide="external")
     with pytest.raises(ValueError, match="guide='external'"):
         run(weights=external.path)

@@ -71,6 +71,7 @@ def test_grid_refuses_coordinates_without_a_regular_grid(coords: dict, match: st
         ({"y0": 100.5}, r"starts at y=100.5, expected 100"),
         ({"dx": 10.0}, r"pixel width is 10, expected 20 .* native resolution"),
         ({"dy": -20.1}, r"pixel height is -20.1, expected -20"),
+        ({"dy": 20.0}, r"coarse grid's pixels are 20 by 20: it is not north-up. Sort both grids"),
         ({"shape": (20, 31)}, r"40 by 60 pixels and the coarse one 20 by 31"),
     ],
 )
@@ -106,6 +107,8 @@ def test_pair_scales_digital_numbers_and_keeps_nodata_missing() -> None:
     assert cube["B02"].dtype == np.float32
     assert_allclose(cube["B02"], expected, rtol=0, atol=1e-8)
     assert_allclose(cube["B12"], np.full((2, 2), 0.0234), rtol=0, atol=1e-8)
+    floats = xr_ginet.pair(fine.astype("float32"), coarse.astype("float32"), scale=1e-4, offset=-0.1)
+    xr.testing.assert_allclose(floats, cube)
     coarse["B12"].attrs = {"scale_factor": 1e-3, "add_offset": 1.0, "long_name": "mine"}
     fine.update({band: fine[band].assign_attrs(scale_factor=1e-4) for band in BANDS_10M})
     for band in BANDS_20M[:-1]:
@@ -119,6 +122,12 @@ def test_pair_takes_catalogue_names_and_leaves_out_what_is_no_band() -> None:
     cube = xr_ginet.pair(fine.rename({b: names[b] for b in BANDS_10M}), coarse.rename({b: names[b] for b in BANDS_20M}))
     assert set(cube.data_vars) == {*BANDS_10M, *BANDS_20M}
     assert_array_equal(cube["B8A"].values, coarse["B8A"].values)
+
+
+def test_crs_is_found_where_a_cube_was_opened_without_decoding_it() -> None:
+    fine, coarse = single_grid(BANDS_10M, (8, 12), 10), single_grid(BANDS_20M, (4, 6), 20)
+    cube = xr_ginet.pair(fine.reset_coords("spatial_ref"), coarse.reset_coords("spatial_ref"))
+    assert cube.rio.crs.to_epsg() == 32630
 
 
 def test_pair_refuses() -> None:
@@ -135,6 +144,9 @@ def test_pair_refuses() -> None:
         xr_ginet.pair(fine, coarse.assign_coords(time=coarse["time"] + np.timedelta64(5, "D")))
     with pytest.raises(ValueError, match="ds_10m is in EPSG:32630 and ds_20m in EPSG:32631"):
         xr_ginet.pair(fine, coarse.rio.write_crs("EPSG:32631"))
+    upside_down = fine.isel(y=slice(None, None, -1))
+    with pytest.raises(ValueError, match=r"the fine grid's pixels are 10 by 10: it is not north-up"):
+        xr_ginet.pair(upside_down, coarse.isel(y=slice(None, None, -1)))
     with pytest.raises(ValueError, match=r"\['B05'\] has the dims"):
         xr_ginet.pair(fine, coarse.assign(B05=coarse["B05"].expand_dims("orbit")))
 

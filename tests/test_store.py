@@ -95,3 +95,75 @@ def test_to_zarr_refuses(cube: xr.Dataset, tmp_path, arguments: dict, match: str
     with pytest.raises(ValueError, match=match):
         cube.ginet.to_zarr(tmp_path / "c.zarr", **arguments)
     assert not (tmp_path / "c.zarr").exists()
+
+
+def test_nothing_but_a_zarr_store_is_ever_replaced(cube: xr.Dataset, tmp_path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.txt").write_text("mine")
+    for target in (tmp_path / "folder", tmp_path / "folder" / "thesis.txt"):
+        for mode in (None, "w", "w-"):
+            with pytest.raises(FileExistsError, match="exists and is no Zarr store: it is never replaced"):
+                cube.ginet.to_zarr(target, mode=mode)
+    assert (tmp_path / "folder" / "thesis.txt").read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    cube.ginet.to_zarr(tmp_path / "empty")
+
+
+def test_a_cube_is_not_written_onto_what_it_is_read_from(checkpoint: Checkpoint, tmp_path) -> None:
+    path = tmp_path / "source.zarr"
+    two_grids((16, 16)).chunk({"y": 16}).ginet.to_zarr(path)
+    source = xr.open_zarr(path, decode_coords="all")
+    for ds in (source, source.ginet.superresolve(weights=checkpoint.path)):
+        with pytest.raises(FileExistsError, match=r"is read from .*: writing there would destroy it"):
+            ds.ginet.to_zarr(path, mode="w")
+    assert not np.isnan(xr.open_zarr(path)["B02"].values).any()
+
+
+def test_a_two_grid_cube_survives_the_round_trip_and_serves_again(checkpoint: Checkpoint, tmp_path) -> None:
+    source = two_grids((24, 20), n_times=2).astype("float32").chunk({"time": 1, "y": 16, "y_20m": 10})
+    source.ginet.to_zarr(tmp_path / "two.zarr", dtype="float32")
+    stored = xr.open_zarr(tmp_path / "two.zarr", decode_coords="all")
+    result, expected = (ds.ginet.superresolve(weights=checkpoint.path) for ds in (stored, source))
+    xr.testing.assert_allclose(result.compute(), expected.compute())
+    assert result.rio.crs.to_epsg() == 32630
+    # Nothing of the first store's encoding or of the 10 m bands' attributes sticks to the result.
+    assert not result["B05"].encoding.keys() - {"grid_mapping"}
+    noted = source.assign(B02=source["B02"].assign_attrs(common_name="blue"))
+    assert "common_name" not in noted.ginet.superresolve(weights=checkpoint.path)["B11"].attrs
+
+
+def test_a_cut_cube_is_placed_where_it_was_cut(cube: xr.Dataset, tmp_path) -> None:
+    cut = cube.isel(y=slice(4, 20), x=slice(6, 30))
+    cut.ginet.to_zarr(tmp_path / "cut.zarr")
+    stored = xr.open_zarr(tmp_path / "cut.zarr", decode_coords="all")
+    assert stored["spatial_ref"].attrs["GeoTransform"] == "742980.0 10.0 0.0 4848560.0 0.0 -10.0"
+    assert stored["y"].attrs["transform"] == [10, 0, 742_980, 0, -10, 4_848_560]
+    assert cube["y"].attrs["transform"] == [10, 0, 742_920, 0, -10, 4_848_600]
+
+
+def test_bands_chunked_differently_are_written_alike(checkpoint: Checkpoint, tmp_path) -> None:
+    source = two_grids((24, 20)).chunk({"y": 16})
+    source["B03"] = source["B03"].chunk({"y": 11})
+    result = source.ginet.superresolve(weights=checkpoint.path)
+    result.ginet.to_zarr(tmp_path / "c.zarr")
+    assert {zarr.open(tmp_path / "c.zarr")[b].chunks for b in ("B02", "B03", "B05")} == {(16, 40)}
+    whole = two_grids((24, 20)).chunk().ginet.superresolve(weights=checkpoint.path)
+    assert_allclose(xr.open_zarr(tmp_path / "c.zarr")["B05"], whole["B05"].compute(), atol=1e-5)
+
+
+def test_an_attribute_that_cannot_be_stored_is_refused_before_anything_is_written(cube: xr.Dataset, tmp_path) -> None:
+    cube["B02"].attrs["made"] = np.datetime64("2024-01-01").item()
+    with pytest.raises(ValueError, match="the attribute 'made' of B02 is a date, which Zarr cannot store"):
+        cube.ginet.to_zarr(tmp_path / "c.zarr")
+    assert not (tmp_path / "c.zarr").exists()
+
+
+def test_memory_of_this_process_is_refused_where_others_compute(cube: xr.Dataset) -> None:
+    distributed = pytest.importorskip("distributed")
+    small = cube.isel(y=slice(0, 8), x=slice(0, 8))
+    store = zarr.storage.MemoryStore()
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
+        with distributed.Client(cluster), pytest.raises(ValueError, match="lies in this process's memory"):
+            small.ginet.to_zarr(store)
+    small.ginet.to_zarr(store)
+    assert not xr.open_zarr(store)["B02"].isnull().any()

@@ -12,8 +12,8 @@ import typer
 
 app = typer.Typer(help="Sentinel-2 at 10 m in all bands.", no_args_is_help=True, pretty_exceptions_enable=False)
 
-EXPECTED = (ValueError, FileNotFoundError, FileExistsError)
-"""Errors that tell the user what to type: shown without a traceback, exit code 1. Wrong usage exits with 2."""
+EXPECTED = (ValueError, TypeError, KeyError, OSError, RuntimeError)
+"""Errors that are shown without a traceback, exit code 1. Wrong usage exits with 2."""
 
 
 @app.command()
@@ -21,7 +21,7 @@ def superresolve(
     catalog: Annotated[
         str, typer.Argument(help="URL of a STAC API, or a JSON file with an item or an item collection.")
     ],
-    store: Annotated[Path, typer.Argument(help="Zarr store to write.")],
+    store: Annotated[str, typer.Argument(help="Zarr store to write: a path or an fsspec URL.")],
     bbox: Annotated[
         tuple[float, float, float, float] | None, typer.Option(help="West, south, east, north in degrees.")
     ] = None,
@@ -60,7 +60,7 @@ def superresolve(
         result = superresolve_cube(
             cube,
             weights=weights,
-            depth=depth if depth == "exact" else int(depth),
+            depth=int(depth) if depth.isdigit() else depth,
             device=device,
             consistency=consistency,
             self_ensemble=self_ensemble,
@@ -85,10 +85,13 @@ def info(target: Annotated[str, typer.Argument(help="Zarr store, packaged checkp
 @contextmanager
 def _errors_as_messages() -> Iterator[None]:
     """End the program with an expected error's message and exit code 1."""
+    from pystac_client.exceptions import APIError
+
     try:
         yield
-    except EXPECTED as error:
-        typer.echo(f"error: {error}", err=True)
+    except (*EXPECTED, APIError) as error:
+        message = str(error).replace("Type mode='w'", "Use --overwrite") or type(error).__name__
+        typer.echo(f"error: {message}", err=True)
         raise typer.Exit(1) from error
 
 
@@ -101,12 +104,16 @@ def _items_of(catalog: str) -> Any:
         raise FileNotFoundError(f"{catalog} is neither the URL of a STAC API nor a file of STAC items")
     content = json.loads(path.read_text())
     items = content.get("features", [content]) if isinstance(content, dict) else content
-    if not all(isinstance(item, dict) and "assets" in item for item in items):
+    if not all(isinstance(item, dict) and {"assets", "properties", "id"} <= item.keys() for item in items):
         raise ValueError(f"{catalog} holds no STAC item: a Feature with assets, or a FeatureCollection of them")
+    for item in items:
+        for asset in item["assets"].values():  # a relative link is relative to the file
+            if "://" not in asset["href"] and not asset["href"].startswith("/"):
+                asset["href"] = str(path.parent.resolve() / asset["href"])
     return items
 
 
-def _print_plan(cube: Any, result: Any, store: Path, weights: str) -> None:
+def _print_plan(cube: Any, result: Any, store: str, weights: str) -> None:
     """Print what would be read, the size of the graph and the memory of one block."""
     from .mapping.predictor import block_memory
     from .network import load_checkpoint
@@ -127,7 +134,7 @@ def _print_plan(cube: Any, result: Any, store: Path, weights: str) -> None:
         f"graph    {tasks} tasks, {chunks} chunks, {tasks / chunks:.0f} tasks per chunk",
         f"weights  {checkpoint.name} ({checkpoint.sha256[:12]}), depth {result.attrs['ginet_depth']} pixels",
         f"memory   at most {block / 1e9:.2g} GB per process for the network, one block of {height} × {width} at a time",
-        f"store    {store}, not written: dry run",
+        f"store    {store}, {'which exists; ' if _is_store(store) else ''}not written: dry run",
     ):
         typer.echo(line)
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import dask
 import numpy as np
 import xarray as xr
+
+from .sentinel2.grids import read_crs
+from .sentinel2.layouts import place
 
 Mode = Literal["w", "w-"]
 StoredDtype = Literal["float32", "uint16"]
@@ -58,9 +63,11 @@ def to_zarr(
     Raises
     ------
     FileExistsError
-        If the store exists and ``mode`` is not ``"w"``.
+        If the store exists and ``mode`` is not ``"w"``; if the target is a folder with other files, whatever the
+        mode; or if the cube is read from the very store.
     ValueError
-        If an argument has an unknown value.
+        If an argument has an unknown value, an attribute cannot be stored, or the target lies in this process's memory
+        while a cluster computes in others.
     """
     if mode not in (None, "w", "w-"):
         raise ValueError(f"mode={mode!r}: must be 'w' to replace a store, or 'w-' to refuse where there is one")
@@ -68,8 +75,8 @@ def to_zarr(
         raise ValueError(f"dtype={dtype!r}: must be 'float32' or 'uint16'")
     if zarr_format not in (2, 3):
         raise ValueError(f"zarr_format={zarr_format!r}: must be 2 or 3")
-    if mode != "w" and _exists(target):
-        raise FileExistsError(f"{target} holds a Zarr store already. Type mode='w' to replace it, or name another")
+    target = str(target) if isinstance(target, Path) else target
+    _check_target(ds, target, mode)
     if progress and not compute:
         raise ValueError("progress=True shows the computation, but compute=False puts it off")
     cube, encoding = _encode(ds, dtype, zarr_format, compression_level)
@@ -78,7 +85,7 @@ def to_zarr(
         # the others open a cube in one request.
         warnings.filterwarnings("ignore", message="Consolidated metadata")
         write = cube.to_zarr(
-            str(target) if isinstance(target, Path) else target,
+            target,
             mode=mode or "w-",
             encoding=encoding,
             zarr_format=zarr_format,
@@ -94,23 +101,62 @@ def to_zarr(
     return None
 
 
+def _check_target(ds: xr.Dataset, target: Any, mode: Mode | None) -> None:
+    """Raise where writing would destroy something, or lose what is written."""
+    if mode != "w" and _exists(target):
+        raise FileExistsError(f"{target} holds a Zarr store already. Type mode='w' to replace it, or name another")
+    if isinstance(target, str) and "://" not in target and Path(target).exists() and not _exists(target):
+        if not Path(target).is_dir() or any(Path(target).iterdir()):
+            raise FileExistsError(f"{target} exists and is no Zarr store: it is never replaced. Name another")
+    encodings = (ds.encoding, *(variable.encoding for variable in ds.variables.values()))
+    sources = {str(encoding["source"]) for encoding in encodings if encoding.get("source")}
+    if isinstance(target, str) and any(_same_place(target, source) for source in sources):
+        raise FileExistsError(f"the cube is read from {target}: writing there would destroy it first. Name another")
+    if _in_memory(target) and _workers_elsewhere():
+        raise ValueError(f"{target} lies in this process's memory, where a cluster's workers cannot write. Name a path")
+
+
 def _exists(target: Any) -> bool:
     import zarr
 
     try:
         zarr.open(target, mode="r")
-    except (FileNotFoundError, ValueError):  # ValueError: a version 2 store without its metadata
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: version 2 without its metadata
         return False
     return True
+
+
+def _same_place(one: str, other: str) -> bool:
+    if "://" in one or "://" in other:
+        return one.rstrip("/") == other.rstrip("/")
+    return Path(one).resolve() == Path(other).resolve()
+
+
+def _in_memory(target: Any) -> bool:
+    from zarr.storage import MemoryStore
+
+    return isinstance(target, MemoryStore | dict) or str(target).startswith("memory://")
+
+
+def _workers_elsewhere() -> bool:
+    """Return whether a distributed client computes in other processes than this one."""
+    try:
+        from distributed import get_client
+
+        scheduler = get_client().scheduler
+        return not (scheduler and str(scheduler.address).startswith("inproc"))
+    except (ImportError, ValueError):  # ValueError: no client
+        return False
 
 
 def _encode(
     ds: xr.Dataset, dtype: StoredDtype, zarr_format: int, compression_level: int
 ) -> tuple[xr.Dataset, dict[str, dict[str, Any]]]:
     """Return the cube as it is to be written, and the encoding of its variables."""
+    ds = ds.unify_chunks()
     chunks = {str(dim): max(sizes) for dim, sizes in ds.chunksizes.items()}
     ragged = any(set(sizes[:-1]) - {chunks[str(dim)]} for dim, sizes in ds.chunksizes.items())
-    cube = ds.chunk(chunks) if ragged else ds.copy()
+    cube = place(ds.chunk(chunks) if ragged else ds, crs=read_crs(ds)).copy()
     encoding: dict[str, dict[str, Any]] = {}
     for name, variable in cube.variables.items():
         new: dict[str, Any] = {}
@@ -127,9 +173,23 @@ def _encode(
         elif np.issubdtype(variable.dtype, np.datetime64):
             # The default encoding counts from the first time: later times would not fit.
             new |= {"units": "microseconds since 1970-01-01", "dtype": "int64", "calendar": "proleptic_gregorian"}
+        _check_attrs(str(name), cube[name].attrs)
         cube[name].encoding = {}
         encoding[str(name)] = new
+    _check_attrs("the cube", cube.attrs)
     return cube, encoding
+
+
+def _check_attrs(name: str, attrs: Mapping[Any, Any]) -> None:
+    """Raise before anything is written where an attribute cannot be: later it would leave half a store."""
+    for key, value in attrs.items():
+        try:
+            json.dumps(value.tolist() if isinstance(value, np.generic | np.ndarray) else value)
+        except TypeError as error:
+            raise ValueError(
+                f"the attribute {key!r} of {name} is a {type(value).__name__}, which Zarr cannot store. Delete it from "
+                "attrs, or make it a number, text or list"
+            ) from error
 
 
 def _zstandard(zarr_format: int, level: int) -> Any:

@@ -20,7 +20,7 @@ would make an edge. It only reaches valid pixels through the network's faint out
 
 
 def fill_missing(image: NDArray, radius: int) -> NDArray:
-    """Return the image with NaN replaced by the mean of the valid pixels in a square around each.
+    """Return the image with NaN and infinity replaced by the mean of the valid pixels in a square around each.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ def fill_missing(image: NDArray, radius: int) -> NDArray:
     radius : int
         Half the square's side, in pixels.
     """
-    missing = np.isnan(image)
+    missing = ~np.isfinite(image)
     if not missing.any():
         return image
     size = (1,) * (image.ndim - 2) + (2 * radius + 1,) * 2
@@ -53,5 +53,5 @@ def output_mask(fine: NDArray, coarse: NDArray, factor: int) -> NDArray:
     (..., band, y, x)
         bool
     """
-    coarse_missing = np.isnan(coarse).repeat(factor, -2).repeat(factor, -1)
-    return coarse_missing | np.isnan(fine).any(axis=-3, keepdims=True)
+    coarse_missing = (~np.isfinite(coarse)).repeat(factor, -2).repeat(factor, -1)
+    return coarse_missing | (~np.isfinite(fine)).any(axis=-3, keepdims=True)

@@ -17,7 +17,7 @@ from .. import __version__
 from ..sentinel2.bands import BANDS
 from ..sentinel2.catalog import DEFAULT_COLLECTION, complete
 from ..sentinel2.grids import COARSE_DIMS, FINE_DIMS, Grid, check_nesting, read_crs
-from ..sentinel2.layouts import band_attrs, write_crs
+from ..sentinel2.layouts import band_attrs, place
 from .missing import FILL_RADIUS
 from .overlap import map_windows
 from .predictor import Consistency, Precision, Predictor
@@ -102,15 +102,20 @@ def superresolve(
         n_bands=len(config.bands),
         dtype=predictor.dtype,
     )
-    reference = ds[config.guide_bands[0]].transpose(..., *FINE_DIMS)
-    cube = ds[list(config.guide_bands)].drop_vars("spatial_ref", errors="ignore").drop_attrs(deep=False)
+    cube = ds[list(config.guide_bands)].drop_attrs(deep=False)
+    first = cube[config.guide_bands[0]].transpose(..., *FINE_DIMS)
+    chunks = dict(zip(first.dims, result.chunks[:-3] + result.chunks[-2:], strict=True))
+    for name in config.guide_bands:
+        cube[name] = cube[name].chunk(chunks)
     for i, name in enumerate(config.bands):
-        cube[name] = reference.copy(data=result[..., i, :, :]).assign_attrs(band_attrs(name))
+        cube[name] = first.copy(data=result[..., i, :, :]).drop_attrs().assign_attrs(band_attrs(name))
+    for variable in cube.variables.values():
+        variable.encoding = {}  # of the store that the cube was read from
     cube = cube[[name for name in BANDS if name in cube]].assign_attrs(
         _provenance(ds, checkpoint, predictor, depth=pixels)
     )
-    crs = read_crs(ds)
-    return write_crs(cube, crs, transform=Grid.from_coords(cube).transform) if crs else cube
+    cube.encoding["source"] = ds.encoding.get("source")  # so that it is not written onto what it is read from
+    return place(cube, crs=read_crs(ds))
 
 
 def guide(ds: xr.Dataset, *, weights: str | Path | Checkpoint = "default", device: str = "auto") -> xr.DataArray:
@@ -144,13 +149,18 @@ def guide(ds: xr.Dataset, *, weights: str | Path | Checkpoint = "default", devic
         dtype="float32",
     )
     first = ds[config.guide_bands[0]].transpose(..., *FINE_DIMS)
-    coords = {name: c for name, c in first.coords.items() if name != "spatial_ref"}
     return xr.DataArray(
         values,
-        coords=coords | {"band": list(config.bands)},
+        coords=dict(first.coords) | {"band": list(config.bands)},
         dims=(*first.dims[:-2], "band", *FINE_DIMS),
         name="guide",
-        attrs={"long_name": "geometry guide", "units": "1"},
+        attrs={
+            "long_name": "geometry guide",
+            "units": "1",
+            "ginet_weights": checkpoint.name,
+            "ginet_weights_sha256": checkpoint.sha256,
+            "ginet_version": __version__,
+        },
     )
 
 
@@ -158,6 +168,11 @@ def resolve_weights(weights: str | Path | Checkpoint) -> Checkpoint:
     """Return the checkpoint of a name, a path or itself."""
     from ..network import Checkpoint, load_checkpoint
 
+    if not isinstance(weights, Checkpoint | str | Path):
+        raise TypeError(
+            f"weights is a {type(weights).__name__}; a name, a path or a Checkpoint is needed. Store a network with "
+            "xr_ginet.save_checkpoint(path, network) and pass the path"
+        )
     return weights if isinstance(weights, Checkpoint) else load_checkpoint(weights)
 
 
@@ -237,7 +252,7 @@ def _stack(*blocks: np.ndarray, axis: int) -> np.ndarray:
 
 def _provenance(ds: xr.Dataset, checkpoint: Checkpoint, predictor: Predictor, *, depth: int) -> dict[str, object]:
     """Return the attributes that tell how to make the result again."""
-    inherited = {key: ds.attrs[key] for key in ("source_items", "radiometry") if key in ds.attrs}
+    inherited = {key: value for key, value in ds.attrs.items() if key.startswith("source_") or key == "radiometry"}
     return inherited | {
         "title": "Sentinel-2, all bands at 10 m",
         "Conventions": "CF-1.10",

@@ -76,10 +76,13 @@ class Predictor:
             raise ValueError(f"consistency={consistency!r}: must be 'none' or 'exact'")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        try:
+            torch.ones(1, device=device).cpu()
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise ValueError(
-                f"device={device!r}, but torch sees no CUDA device here. Type device='cpu' or device='auto'"
-            )
+                f"device={device!r}, but torch cannot use it here ({str(error).splitlines()[0]}). Type device='cpu' or "
+                "device='auto'"
+            ) from error
         return cls(
             str(checkpoint.path),
             checkpoint.sha256,
@@ -137,7 +140,7 @@ class Predictor:
 
     def guide(self, fine: NDArray) -> NDArray:
         """Return the geometry guide of one block: ``(..., fine band, h, w) -> (..., band, h, w)``."""
-        missing = np.isnan(fine).any(axis=-3, keepdims=True)
+        missing = (~np.isfinite(fine)).any(axis=-3, keepdims=True)
         result = self._run(lambda network, ms: network.guide(ms), fill_missing(fine, FILL_RADIUS * self.factor))
         return np.where(missing, np.asarray(np.nan, result.dtype), result)
 
@@ -174,12 +177,17 @@ def _turn_back(image: torch.Tensor, symmetry: int) -> torch.Tensor:
 def block_memory(config: GINetConfig, height: int, width: int, precision: Precision = "float32") -> int:
     """Return an upper bound of the bytes that one block of ``height × width`` fine pixels takes at its peak.
 
-    Per pixel and stage: the window's logits, twice while they are stacked, with allocator slack; six feature maps of a
-    residual block with the convolution's own copies; and some planes per band for input, estimate, guide and mask.
-    The test of this promise measures peaks of 0.5 to 0.9 of it.
+    Per pixel: six feature maps of a residual block with the convolution's own copies, and planes per band for input,
+    estimate, guide and mask. Per pixel of a strip of attention: the window's logits, twice while they are stacked, and
+    allocator slack. The test of this promise measures peaks of 0.4 to 1 of it.
     """
-    planes = 5 * config.window_size**2 + 6 * (config.n_features + 10) + 10 * len(config.bands)
-    return planes * height * width * np.dtype(precision).itemsize
+    from ..network.attention import STRIP_PIXELS
+
+    strip = min(height * width, STRIP_PIXELS)
+    planes = (
+        6 * (config.n_features + 10) + 10 * len(config.bands)
+    ) * height * width + 5 * config.window_size**2 * strip
+    return planes * np.dtype(precision).itemsize
 
 
 @lru_cache(maxsize=4)

@@ -15,6 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+STRIP_PIXELS = 2**16
+"""Pixels that attention works on at once: of 2¹³ to 2¹⁸ the fastest for 512² images on two cores."""
+
 
 def window_offsets(window_size: int) -> list[tuple[int, int]]:
     """Return the ``(dy, dx)`` of each window position, measured from the window's first corner."""
@@ -105,6 +108,20 @@ class WindowAttention(nn.Module):
         self.combine = nn.Linear(3, 1)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:  # (N, Cx, H, W), (N, Cy, H, W) -> (N, Cx, H, W)
+        # Strip by strip: the window's planes of one strip stay in the cache, and their memory does not grow with the
+        # image.
+        height = x.shape[-2]
+        rows = max(1, STRIP_PIXELS // (x.shape[0] * x.shape[-1]))
+        reach = self.mixed.window_size // 2 + self.mixed.patch_size // 2
+        strips = []
+        for start in range(0, height, rows):
+            stop = min(start + rows, height)
+            first, last = max(start - reach, 0), min(stop + reach, height)
+            strip = self._attend(x[..., first:last, :], y[..., first:last, :])
+            strips.append(strip[..., start - first : stop - first, :])
+        return torch.cat(strips, dim=-2) if len(strips) > 1 else strips[0]
+
+    def _attend(self, x: Tensor, y: Tensor) -> Tensor:
         geometric, spectral, mixed = self.combine.weight[0].unbind()
         total = geometric * self.geometric(x, y) + self.combine.bias
         total = total + spectral * self.spectral(x, x)

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 import xarray as xr
 
 from .bands import BANDS, BANDS_10M, BANDS_20M
-from .grids import COARSE_DIMS, FINE_DIMS, Grid, read_crs
+from .grids import Grid, read_crs, transform_bounds
 from .items import BandAsset, Scene, read_item, solar_day
 from .layouts import describe
+from .reader import GroupBy, read_scenes
 
 if TYPE_CHECKING:
     import pystac
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     Catalog = str | Client | pystac.ItemCollection | Sequence[pystac.Item | Mapping[str, Any]]
 
 DEFAULT_COLLECTION = "sentinel-2-l2a"
-RESOLUTION = {10: FINE_DIMS, 20: COARSE_DIMS}
 
 
 def open_stac(
@@ -41,7 +41,7 @@ def open_stac(
     max_items: int | None = None,
     crs: int | str | None = None,
     chunks: int = 1024,
-    groupby: Literal["solar_day"] | None = "solar_day",
+    groupby: GroupBy = "solar_day",
     sign: Callable[[Any], Any] | None = None,
     offset: float | Literal["auto"] = "auto",
     bands: Sequence[str] = (*BANDS_10M, *BANDS_20M),
@@ -88,9 +88,13 @@ def open_stac(
     """
     if chunks < 2 or chunks % 2:
         raise ValueError(f"chunks={chunks}: must be an even number of 10 m pixels, so that 20 m chunks nest")
-    unknown = [band for band in bands if band not in BANDS]
-    if unknown:
-        raise ValueError(f"no Sentinel-2 band {unknown}; the bands are {', '.join(BANDS)}")
+    unknown = [band for band in bands if band not in (*BANDS_10M, *BANDS_20M)]
+    if unknown or not bands:
+        raise ValueError(f"bands={tuple(bands)}: must be among {', '.join((*BANDS_10M, *BANDS_20M))}")
+    if bbox is not None:
+        if intersects is not None:
+            raise ValueError("both bbox and intersects were given: one of them says what to search and to cover")
+        _check_bbox(bbox)
     items = find_items(
         catalog,
         collection=collection,
@@ -101,18 +105,21 @@ def open_stac(
         max_items=max_items,
         sign=sign,
     )
-    scenes = sorted((read_item(item, bands, offset=offset) for item in items), key=lambda s: (s.datetime, s.id))
+    scenes = [read_item(item, bands, offset=offset) for item in items]
     epsg = _common_epsg(scenes, crs)
+    scenes.sort(key=lambda scene: (scene.solar_day, not scene.is_native(epsg), scene.datetime, scene.id))
     area = _geometry_bounds(intersects) if intersects is not None else bbox
     grid = cube_grid(scenes, epsg, area)
     scenes = _over_ground(scenes, grid, epsg)
     parts = [
-        _read(scenes, names, grid if resolution == 10 else grid.coarsen(2), epsg, chunks * 10 // resolution, groupby)
-        for resolution in RESOLUTION
+        read_scenes(
+            scenes, names, grid if resolution == 10 else grid.coarsen(2), epsg, chunks * 10 // resolution, groupby
+        )
+        for resolution in (10, 20)
         if (names := [name for name in bands if BANDS[name].resolution == resolution])
     ]
     cube = xr.merge(parts, compat="override", join="override")[list(bands)]
-    return describe(cube, crs=epsg).assign_attrs(_provenance(scenes))
+    return describe(cube, crs=epsg).assign_attrs(_provenance(scenes, catalog, collection))
 
 
 def complete(
@@ -157,24 +164,27 @@ def complete(
         )
     if any(n % 2 for n in grid.shape):
         raise ValueError(f"the cube has {grid.shape} pixels; even numbers are needed for 20 m pixels to nest in it")
+    bounds = transform_bounds(grid.bounds, epsg, 4326)
     times = np.atleast_1d(ds["time"].values).astype("datetime64[us]")
-    first, last = times.min().astype("datetime64[D]") - 1, times.max().astype("datetime64[D]") + 1
-    west, south, east, north = _transform_bounds(grid.bounds, epsg, 4326)
+    days = [_day(time, (bounds[0] + bounds[2]) / 2) for time in times]
+    first, last = (np.datetime64(day(days), "D") for day in (min, max))
+    searched = not isinstance(catalog, Sequence) or isinstance(catalog, str)
     items = find_items(
         catalog,
         collection=collection,
-        bbox=(west, south, east, north),
-        datetime=f"{first}T00:00:00Z/{last}T23:59:59Z",
+        bbox=bounds,
+        datetime=f"{first - 1}T00:00:00Z/{last + 1}T23:59:59Z" if searched else None,
         sign=sign,
     )
-    wanted = {solar_day(time.item(), (west + east) / 2) for time in times}
-    scenes = [s for s in (read_item(item, missing, offset=offset) for item in items) if s.solar_day in wanted]
+    scenes = [read_item(item, missing, offset=offset) for item in items]
+    # Items of a neighbouring UTM zone show the same ground, but would have to be resampled.
+    scenes = [scene for scene in scenes if scene.solar_day in days and scene.is_native(epsg)]
     scenes = _over_ground(sorted(scenes, key=lambda s: (s.datetime, s.id)), grid, epsg)
-    without = sorted(wanted - {s.solar_day for s in scenes})
+    without = sorted(set(days) - {s.solar_day for s in scenes})
     if without:
         raise ValueError(
-            f"no item of {collection!r} on {', '.join(without[:5])} over the cube's ground: its 20 m bands cannot be "
-            "loaded. Select the other times, or name another collection="
+            f"no item of {collection!r} in EPSG:{epsg} on {', '.join(without[:5])} over the cube's ground: its 20 m "
+            "bands cannot be loaded. Select the other times, or name another collection="
         )
     lattice = cube_grid(scenes, epsg, None)
     if any(abs((a - b) / 20 - round((a - b) / 20)) > 1e-6 for a, b in ((grid.x0, lattice.x0), (grid.y0, lattice.y0))):
@@ -182,14 +192,16 @@ def complete(
             f"the cube starts at x={grid.x0:.10g}, y={grid.y0:.10g}, within a 20 m pixel of the items (which start at "
             f"{lattice.x0:.10g}, {lattice.y0:.10g}). Drop its first 10 m row or column: ds.isel(x=slice(1, None))"
         )
-    chunk = max(ds.chunksizes.get("y", (1024,))[0] // 2, 1)
-    loaded = _read(scenes, missing, grid.coarsen(2), epsg, chunk, "solar_day")
+    chunk = max(max(ds.chunksizes.get(dim, (1024,))) for dim in ("y", "x")) // 2
+    loaded = read_scenes(scenes, missing, grid.coarsen(2), epsg, max(chunk, 1), "solar_day")
+    steps = [sorted(set(days)).index(day) for day in days]
     if "time" in ds.dims:
-        loaded = loaded.isel(time=np.argsort(np.argsort(times))).assign_coords(time=ds["time"])
+        loaded = loaded.isel(time=steps).assign_coords(time=ds["time"])
     else:
-        loaded = loaded.isel(time=0, drop=True)
-    attrs = ds.attrs | _provenance(scenes)
-    return describe(ds.merge(loaded, compat="override", join="override"), crs=crs).assign_attrs(attrs)
+        loaded = loaded.isel(time=steps[0], drop=True)
+    attrs = _provenance(scenes, catalog, collection)
+    attrs["source_items"] = list(dict.fromkeys([*ds.attrs.get("source_items", []), *attrs["source_items"]]))
+    return describe(ds.merge(loaded, compat="override", join="override"), crs=crs).assign_attrs(ds.attrs | attrs)
 
 
 def find_items(
@@ -212,8 +224,8 @@ def find_items(
     """
     from pystac_client import Client
 
-    if isinstance(catalog, str | Path):
-        catalog = Client.open(str(catalog))
+    if isinstance(catalog, str):
+        catalog = Client.open(catalog)
     if isinstance(catalog, Client):
         search = catalog.search(
             collections=[collection],
@@ -234,7 +246,21 @@ def find_items(
             raise ValueError(
                 "datetime and query belong to a search, but items were given: select among them beforehand"
             )
-        items = list(catalog)[:max_items]
+        given: Any = catalog
+        if isinstance(given, Mapping):  # the JSON of one item, or of a collection of them
+            given = given.get("features", [given])
+        try:
+            items = list(given)[:max_items]
+        except TypeError:  # one pystac Item
+            items = [given]
+        strange = {
+            type(item).__name__ for item in items if not isinstance(item, Mapping) and not hasattr(item, "assets")
+        }
+        if strange:
+            raise TypeError(
+                f"catalog holds {', '.join(sorted(strange))}; it must be the URL of a STAC API, a Client, an "
+                "ItemCollection or a list of items"
+            )
         if not items:
             raise ValueError("the list of items is empty")
     if sign is not None:
@@ -242,7 +268,7 @@ def find_items(
     return [dict(item) if isinstance(item, Mapping) else item.to_dict(transform_hrefs=False) for item in items]
 
 
-def cube_grid(scenes: Sequence[Scene], epsg: int, bbox: Sequence[float] | None) -> Grid:
+def cube_grid(scenes: Sequence[Scene], epsg: int, bbox: tuple[float, float, float, float] | None) -> Grid:
     """Return the 10 m grid of a cube: ``bbox`` in degrees, or else all scenes, snapped outwards to whole 20 m pixels.
 
     Raises
@@ -259,9 +285,9 @@ def cube_grid(scenes: Sequence[Scene], epsg: int, bbox: Sequence[float] | None) 
         )
     x_phase, y_phase = phases.pop()
     if bbox is not None:
-        bounds = [_transform_bounds(tuple(bbox), 4326, epsg)]
+        bounds = [transform_bounds(bbox, 4326, epsg)]
     else:
-        bounds = [a.grid.bounds if a.epsg == epsg else _transform_bounds(a.grid.bounds, a.epsg, epsg) for a in assets]
+        bounds = [a.grid.bounds if a.epsg == epsg else transform_bounds(a.grid.bounds, a.epsg, epsg) for a in assets]
     west, south = (min(b[i] for b in bounds) for i in (0, 1))
     east, north = (max(b[i] for b in bounds) for i in (2, 3))
     slack = 1e-6  # of a pixel: what reprojecting bounds to their own CRS may add
@@ -283,7 +309,7 @@ def _over_ground(scenes: Sequence[Scene], grid: Grid, epsg: int) -> list[Scene]:
 
     def touches(asset: BandAsset) -> bool:
         bounds = asset.grid.bounds
-        west, south, east, north = bounds if asset.epsg == epsg else _transform_bounds(bounds, asset.epsg, epsg)
+        west, south, east, north = bounds if asset.epsg == epsg else transform_bounds(bounds, asset.epsg, epsg)
         return west < grid.bounds[2] and east > grid.bounds[0] and south < grid.bounds[3] and north > grid.bounds[1]
 
     left = [scene for scene in scenes if all(touches(asset) for asset in scene.bands.values())]
@@ -318,90 +344,29 @@ def _common_epsg(scenes: Sequence[Scene], crs: int | str | None) -> int:
     return epsg
 
 
-def _read(
-    scenes: Sequence[Scene],
-    names: Sequence[str],
-    grid: Grid,
-    epsg: int,
-    chunk: int,
-    groupby: Literal["solar_day"] | None,
-) -> xr.Dataset:
-    """Return bands of one resolution as lazy reflectance on one grid, with the dims of that resolution."""
-    import stackstac
-
-    resolution = abs(grid.dx)
-    digital_number = stackstac.stack(
-        # Plain items of our own making: stackstac 0.5.1 does not read what pystac 1.15 makes of proj:epsg.
-        [_plain_item(scene, names) for scene in scenes],
-        assets=list(names),
-        epsg=epsg,
-        resolution=resolution,
-        bounds=grid.bounds,
-        snap_bounds=False,
-        dtype=np.dtype("uint16"),
-        fill_value=np.uint16(0),
-        rescale=False,  # it would apply offsets that the pixels no longer have
-        xy_coords="center",
-        chunksize=chunk,
-        properties=False,
-        band_coords=False,
-        sortby_date=False,
-    ).reset_coords(drop=True)
-    y, x = grid.coords()
-    digital_number = digital_number.assign_coords(y=y, x=x)
-    per_band = [[scene.bands[name].radiometry for name in names] for scene in scenes]
-    scale, offset = (
-        xr.DataArray(np.array([[getattr(r, field) for r in row] for row in per_band], "float32"), dims=("time", "band"))
-        for field in ("scale", "offset")
-    )
-    reflectance = ((digital_number.astype("float32") + offset) * scale).where(digital_number != 0)
-    reflectance = reflectance.drop_attrs()
-    if groupby == "solar_day":
-        reflectance = _mosaic_days(reflectance, scenes)
-    elif groupby is not None:
-        raise ValueError(f"groupby={groupby!r}: must be 'solar_day' or None")
-    rename = dict(zip(FINE_DIMS, RESOLUTION[int(resolution)], strict=True)) if resolution != 10 else {}
-    return reflectance.assign_coords(band=list(names)).to_dataset("band").rename(rename)
-
-
-def _mosaic_days(reflectance: xr.DataArray, scenes: Sequence[Scene]) -> xr.DataArray:
-    """Return one time step per solar day, the first valid pixel on top; its time is the first item's."""
-    import stackstac
-
-    days: dict[str, list[int]] = {}
-    for index, scene in enumerate(scenes):
-        days.setdefault(scene.solar_day, []).append(index)
-    if len(days) == len(scenes):
-        return reflectance
-    steps = [
-        reflectance.isel(time=members[0])
-        if len(members) == 1
-        else stackstac.mosaic(reflectance.isel(time=members), dim="time", reverse=True).assign_coords(
-            time=reflectance["time"][members[0]]
+def _check_bbox(bbox: Sequence[float]) -> None:
+    if len(bbox) != 4 or not (-180 <= bbox[0] < bbox[2] <= 180 and -90 <= bbox[1] < bbox[3] <= 90):
+        raise ValueError(
+            f"bbox={tuple(bbox)}: must be (west, south, east, north) in degrees, west before east, south before north"
         )
-        for members in days.values()
-    ]
-    return xr.concat(steps, "time")
 
 
-def _plain_item(scene: Scene, names: Sequence[str]) -> dict[str, Any]:
-    assets = {
-        name: {
-            "href": asset.href,
-            "type": "image/tiff",
-            "proj:epsg": asset.epsg,
-            "proj:transform": list(asset.grid.transform),
-            "proj:shape": list(asset.grid.shape),
-        }
-        for name in names
-        if (asset := scene.bands[name])
-    }
-    return {"id": scene.id, "properties": {"datetime": scene.datetime.isoformat()}, "assets": assets}
+def _day(time: np.datetime64, longitude: float) -> str:
+    """Return the solar day of a time of a cube; midnight is what a date without a time of day looks like."""
+    date = time.astype("datetime64[D]")
+    return str(date) if time == date else solar_day(time.astype("datetime64[us]").item(), longitude)
 
 
-def _provenance(scenes: Sequence[Scene]) -> dict[str, Any]:
+def _provenance(scenes: Sequence[Scene], catalog: Any, collection: str) -> dict[str, Any]:
+    """Return the attributes that tell where the pixels came from; a URL without what may be secret in it."""
     reasons = {asset.radiometry.reason for scene in scenes for asset in scene.bands.values()}
-    return {"source_items": [scene.id for scene in scenes], "radiometry": "; ".join(sorted(reasons))}
+    url = catalog.get_self_href() if hasattr(catalog, "search") else catalog
+    source: dict[str, Any] = {}
+    if isinstance(url, str):
+        parts = urlsplit(url)
+        source["source_catalog"] = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+        source["source_collection"] = collection
+    return source | {"source_items": [scene.id for scene in scenes], "radiometry": "; ".join(sorted(reasons))}
 
 
 def _as_item(item: Any) -> Any:
@@ -410,14 +375,8 @@ def _as_item(item: Any) -> Any:
     return pystac.Item.from_dict(dict(item)) if isinstance(item, Mapping) else item
 
 
-def _transform_bounds(bounds: Sequence[float], source: Any, target: Any) -> tuple[float, float, float, float]:
-    from pyproj import Transformer
-
-    west, south, east, north = bounds
-    return Transformer.from_crs(source, target, always_xy=True).transform_bounds(west, south, east, north)
-
-
 def _geometry_bounds(geometry: Mapping[str, Any]) -> tuple[float, float, float, float]:
     from rasterio.features import bounds
 
-    return tuple(bounds(geometry))
+    west, south, east, north = bounds(geometry)
+    return west, south, east, north

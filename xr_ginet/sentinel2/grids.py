@@ -6,7 +6,7 @@ A grid is a transform, a shape and a CRS. Nothing here reads pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -97,11 +97,19 @@ def _axis(ds: xr.Dataset | xr.DataArray, dim: str) -> tuple[float, float, int]:
 def check_nesting(fine: Grid, coarse: Grid, factor: int = 2) -> None:
     """Prove that each coarse pixel covers exactly ``factor × factor`` fine pixels, and the two grids the same ground.
 
+    Both must be north-up: rows from north to south, columns from west to east.
+
     Raises
     ------
     ValueError
         With what was found and what is needed.
     """
+    for name, grid in (("fine", fine), ("coarse", coarse)):
+        if grid.dy > 0 or grid.dx < 0:
+            raise ValueError(
+                f"the {name} grid's pixels are {grid.dx:.10g} by {grid.dy:.10g}: it is not north-up. Sort both grids: "
+                "ds.sortby('y', ascending=False).sortby('x')"
+            )
     expected = fine.coarsen(factor)
     slack_x, slack_y = TOLERANCE * abs(fine.dx), TOLERANCE * abs(fine.dy)
     for axis, found, needed, slack in (
@@ -133,4 +141,16 @@ def read_crs(ds: xr.Dataset | xr.DataArray) -> CRS | None:
     """Return the CRS that rioxarray finds in a cube, or None."""
     import rioxarray  # noqa: F401 - registers .rio
 
+    if isinstance(ds, xr.Dataset) and "spatial_ref" in ds.data_vars:  # opened without decode_coords="all"
+        ds = ds.set_coords("spatial_ref")
     return ds.rio.crs
+
+
+def transform_bounds(
+    bounds: tuple[float, float, float, float], source: Any, target: Any
+) -> tuple[float, float, float, float]:
+    """Return the bounds in another CRS of a box (west, south, east, north), whose edges may bend."""
+    from pyproj import Transformer
+
+    west, south, east, north = bounds
+    return Transformer.from_crs(source, target, always_xy=True).transform_bounds(west, south, east, north)

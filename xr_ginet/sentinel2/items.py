@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, timedelta
 from datetime import datetime as Datetime
-from datetime import timedelta
 from typing import Any, Literal
 
 from .bands import BANDS, band_name
@@ -46,6 +46,10 @@ class Scene:
         """Return the date by local solar time, which does not change within one overpass."""
         return solar_day(self.datetime, self.longitude)
 
+    def is_native(self, epsg: int) -> bool:
+        """Return whether all bands lie in a CRS, so that none needs resampling."""
+        return all(asset.epsg == epsg for asset in self.bands.values())
+
 
 def solar_day(moment: Datetime, longitude: float) -> str:
     """Return the date of a moment in UTC by the local solar time at a longitude in degrees east.
@@ -66,11 +70,6 @@ def read_item(item: Mapping[str, Any], bands: Iterable[str], *, offset: float | 
     ValueError
         If a band has no asset at its native resolution, or an asset does not tell its CRS and grid.
     """
-    properties = item["properties"]
-    moment = Datetime.fromisoformat((properties.get("datetime") or properties["start_datetime"]).replace("Z", "+00:00"))
-    west, _, east, _ = item["bbox"] if len(item["bbox"]) == 4 else (*item["bbox"][:2], *item["bbox"][3:5])
-    if west > east:  # across the antimeridian
-        east += 360
     found = {}
     for name in bands:
         key, asset = _find_asset(item, name)
@@ -80,7 +79,25 @@ def read_item(item: Mapping[str, Any], bands: Iterable[str], *, offset: float | 
             grid=_asset_grid(item, key, asset),
             radiometry=radiometry(item, asset, offset),
         )
-    return Scene(item["id"], moment.replace(tzinfo=None), ((west + east) / 2 + 180) % 360 - 180, found)
+    return Scene(item["id"], _moment(item), _longitude(item), found)
+
+
+def _moment(item: Mapping[str, Any]) -> Datetime:
+    """Return an item's time in UTC, without a zone as numpy has it."""
+    text = item["properties"].get("datetime") or item["properties"].get("start_datetime")
+    if not text:
+        raise ValueError(f"item {item['id']} has neither datetime nor start_datetime")
+    moment = Datetime.fromisoformat(text.upper().replace("Z", "+00:00"))
+    return moment.astimezone(UTC).replace(tzinfo=None) if moment.tzinfo else moment
+
+
+def _longitude(item: Mapping[str, Any]) -> float:
+    """Return the longitude of the centre of an item's bbox, which may cross the antimeridian."""
+    bbox = item.get("bbox")
+    if not bbox or len(bbox) not in (4, 6):
+        raise ValueError(f"item {item['id']} has no bbox, by which to tell its solar day; it says {bbox}")
+    west, east = bbox[0], bbox[len(bbox) // 2]
+    return ((west + east + (360 if west > east else 0)) / 2 + 180) % 360 - 180
 
 
 def _find_asset(item: Mapping[str, Any], name: str) -> tuple[str, Mapping[str, Any]]:

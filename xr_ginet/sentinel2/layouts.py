@@ -60,7 +60,7 @@ def pair(
     coarse = _bands_of(ds_20m, 20, "ds_20m")
     check_nesting(Grid.from_coords(fine), Grid.from_coords(coarse))
     _check_times(fine, coarse)
-    crs_fine, crs_coarse = read_crs(fine), read_crs(coarse)
+    crs_fine, crs_coarse = read_crs(ds_10m), read_crs(ds_20m)
     if crs_fine and crs_coarse and crs_fine != crs_coarse:
         raise ValueError(f"ds_10m is in {crs_fine} and ds_20m in {crs_coarse}: load both in the same CRS")
     fine, coarse = (
@@ -92,37 +92,46 @@ def to_reflectance(
         )
     dtype = band.dtype if band.dtype == np.float64 else np.dtype("float32")
     result = band.astype(dtype) * dtype.type(scale) + dtype.type(offset)
-    if nodata is not None and np.issubdtype(band.dtype, np.integer):
+    if nodata is not None:
         result = result.where(band != nodata)
     return result.assign_attrs({k: v for k, v in band.attrs.items() if k not in RADIOMETRIC_ATTRS})
 
 
 def describe(cube: xr.Dataset, *, crs: object | None) -> xr.Dataset:
     """Return the cube with the attributes of its bands, the two transforms and its CRS."""
-    for name in cube.data_vars:
-        cube[name] = cube[name].assign_attrs(band_attrs(str(name)))
-    for dims in (FINE_DIMS, COARSE_DIMS):
-        if dims[0] in cube.dims:
-            transform = list(Grid.from_coords(cube, dims).transform)
-            for dim, axis in zip(dims, ("Y", "X"), strict=True):
-                cube[dim].attrs = {
-                    "axis": axis,
-                    "long_name": f"{axis.lower()} coordinate of projection",
-                    "standard_name": f"projection_{axis.lower()}_coordinate",
-                    "units": "m",
-                    "transform": transform,
-                }
-    return write_crs(cube, crs) if crs else cube
+    for name in BANDS:
+        if name in cube:
+            cube[name] = cube[name].assign_attrs(band_attrs(name))
+    return place(cube, crs=crs)
 
 
-def write_crs(cube: xr.Dataset, crs: object, *, transform: tuple[float, ...] | None = None) -> xr.Dataset:
-    """Return the cube with a CF grid mapping ``spatial_ref``, to which all of its variables point."""
+def place(cube: xr.Dataset, *, crs: object | None) -> xr.Dataset:
+    """Return the cube with its CRS and transforms written anew from its coordinates, whatever it was cut from.
+
+    Each grid's transform is an attribute of its coordinates. ``spatial_ref`` holds the CRS, and the transform too where
+    there is one grid only; all variables point to it.
+    """
     import rioxarray  # noqa: F401 - registers .rio
     from affine import Affine
 
+    cube = cube.drop_vars("spatial_ref", errors="ignore").copy()
+    grids = {dims: Grid.from_coords(cube, dims) for dims in (FINE_DIMS, COARSE_DIMS) if set(dims) <= set(cube.coords)}
+    for dims, grid in grids.items():
+        for dim, axis in zip(dims, ("Y", "X"), strict=True):
+            attrs = {
+                "axis": axis,
+                "long_name": f"{axis.lower()} coordinate of projection",
+                "standard_name": f"projection_{axis.lower()}_coordinate",
+                "units": "m",
+                "transform": list(grid.transform),
+            }
+            cube[dim] = cube[dim].drop_attrs().assign_attrs(attrs)
+    if crs is None:
+        return cube
     cube = cube.rio.write_crs(crs)
-    if transform is not None:
-        cube = cube.rio.write_transform(Affine(*transform))
+    if len(grids) == 1:
+        [grid] = grids.values()
+        cube = cube.rio.write_transform(Affine(*grid.transform))
     for name in cube.data_vars:
         cube[name].attrs.pop("grid_mapping", None)
         cube[name].encoding["grid_mapping"] = "spatial_ref"

@@ -45,15 +45,14 @@ def radiometry(
     ValueError
         If the item neither states an offset nor tells its processing baseline.
     """
-    stated = _stated(asset)
-    scale = stated[0] if stated else 1e-4
+    scale, stated = _stated(asset)
     if offset != "auto":
         return Radiometry(scale, float(offset), f"offset {offset:g} given by the caller")
     flag = next((v for k, v in item["properties"].items() if k.endswith("boa_offset_applied")), None)
     if flag and "jp2" not in asset.get("type", ""):
         return Radiometry(scale, 0.0, "offset 0: the catalogue took it from the pixels (boa_offset_applied)")
-    if stated:
-        return Radiometry(scale, round(stated[1] / scale), f"offset {stated[1]:g} reflectance as the asset states")
+    if stated is not None:
+        return Radiometry(scale, round(stated / scale), f"offset {stated:g} reflectance as the asset states")
     baseline = processing_baseline(item)
     if baseline is None:
         raise ValueError(
@@ -91,10 +90,11 @@ def processing_baseline(item: Mapping[str, Any]) -> float | None:
     return None
 
 
-def _stated(asset: Mapping[str, Any]) -> tuple[float, float] | None:
-    """Return the scale and the offset in reflectance that an asset states, or None."""
+def _stated(asset: Mapping[str, Any]) -> tuple[float, float | None]:
+    """Return the scale of an asset, 0.0001 where it states none, and the offset in reflectance if it states one."""
     for source in (asset, *asset.get("raster:bands", [])[:1], *asset.get("bands", [])[:1]):
         for prefix in ("", "raster:"):
-            if isinstance(source, Mapping) and f"{prefix}scale" in source:
-                return float(source[f"{prefix}scale"]), float(source.get(f"{prefix}offset", 0.0))
-    return None
+            if isinstance(source, Mapping) and source.get(f"{prefix}scale") is not None:
+                offset = source.get(f"{prefix}offset")
+                return float(source[f"{prefix}scale"]), None if offset is None else float(offset)
+    return 1e-4, None
