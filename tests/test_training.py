@@ -5,14 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from conftest import needs_shared, real_scene
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
+from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torchmetrics.functional.image import error_relative_global_dimensionless_synthesis, spectral_angle_mapper
 
 from xr_ginet.sentinel2.bands import BANDS, BANDS_10M, BANDS_20M
-from xr_ginet.training.degradation import box_mean, degrade, gaussian_taps, mtf_mean
+from xr_ginet.training.degradation import box_mean, degrade, estimate_gain, gaussian_taps, mtf_mean
 from xr_ginet.training.metrics import ergas, psnr, rmse, sam, sre, ssim, uiq
 
 
@@ -85,6 +87,24 @@ def test_degradation_refuses() -> None:
         gaussian_taps(1.5, 2)
     with pytest.raises(ValueError, match="degradation='psf': must be 'mtf' or 'box'"):
         degrade(np.zeros((6, 4, 4)), BANDS_20M, degradation="psf")
+
+
+@pytest.mark.parametrize("gain", [0.2, 0.33, 0.5])
+def test_the_blur_that_made_an_image_is_found_again(gain: float) -> None:
+    rng = np.random.default_rng(5)
+    fine = gaussian_filter(rng.random((120, 160)), 1.0)
+    coarse = 0.7 * mtf_mean(fine[None], 2, [gain])[0] + 0.1 + np.linspace(0, 1, 80)
+    assert estimate_gain(fine, coarse) == pytest.approx(gain, abs=0.01)
+    fine[3, 7], coarse[40, 50] = np.nan, np.nan
+    assert estimate_gain(fine, coarse) == pytest.approx(gain, abs=0.01)
+
+
+@needs_shared
+def test_the_instruments_blur_is_near_mtf_and_far_from_block_means() -> None:
+    fine, coarse = real_scene("rastertools_T30TYP")
+    b08, b8a = fine["B08"].values.astype("float64"), coarse["B8A"].values.astype("float64")
+    assert 0.34 < estimate_gain(b08, b8a) < 0.46
+    assert estimate_gain(b08, box_mean(b08, 2)) > 0.6
 
 
 def test_rmse_by_hand() -> None:

@@ -14,6 +14,8 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import binary_dilation, gaussian_filter
+from scipy.optimize import minimize_scalar
 
 from ..sentinel2.bands import BANDS
 
@@ -126,3 +128,39 @@ def _blur_and_decimate(image: NDArray, taps: NDArray, factor: int) -> NDArray:
     padded = np.pad(image, pad, mode="symmetric")
     stop = factor * (n - 1) + 1
     return sum(np.asarray(tap, image.dtype) * padded[..., t : t + stop : factor, :] for t, tap in enumerate(taps))
+
+
+def estimate_gain(fine: NDArray, coarse: NDArray, *, factor: int = 2) -> float:
+    """Return the modulation, at the coarse Nyquist frequency, of the blur that leads from a fine to a coarse image.
+
+    The two must see nearly the same light, as B08 and B8A do. For each gain tried, the fine image is blurred and
+    decimated, low frequencies are removed from both, one factor fits the one to the other, and the gain that leaves
+    least is taken.
+
+    Parameters
+    ----------
+    fine : (y, x)
+        Any units; NaN is left out.
+    coarse : (y / factor, x / factor)
+        Likewise.
+
+    Returns
+    -------
+    float
+        Between 0.05 and 0.9; block means have 0.71 by this measure.
+    """
+    missing = np.isnan(coarse) | np.isnan(fine).reshape(*coarse.shape[:1], factor, -1, factor).any((1, 3))
+    keep = ~binary_dilation(missing, iterations=TAPS_PER_FACTOR)
+    filled = np.nan_to_num(fine.astype("float64"), nan=float(np.nanmean(fine)))
+    target = _detail(np.nan_to_num(coarse.astype("float64"), nan=float(np.nanmean(coarse))))[keep]
+
+    def residual(gain: float) -> float:
+        detail = _detail(mtf_mean(filled[None], factor, [gain])[0])[keep]
+        return float(((target - detail * (detail @ target) / (detail @ detail)) ** 2).sum())
+
+    return float(minimize_scalar(residual, bounds=(0.05, 0.9), method="bounded", options={"xatol": 1e-3}).x)
+
+
+def _detail(image: NDArray) -> NDArray:
+    """Return an image without its low frequencies, which differ between bands for reasons other than blur."""
+    return image - gaussian_filter(image, 2.0)
