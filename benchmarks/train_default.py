@@ -16,15 +16,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from evaluation import TEST, TRAIN, VALIDATION, Scene, predict, read_scene, wald_pair
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from xr_ginet.network import GINet, GINetConfig, save_checkpoint
 from xr_ginet.sentinel2.bands import BANDS
 from xr_ginet.training.degradation import box_mean, mtf_mean
+from xr_ginet.training.fit import Fit
 from xr_ginet.training.metrics import rmse
+from xr_ginet.training.patches import Sample
 
 PATCH = 48  # side of a training patch at the reduced fine resolution (20 m), in pixels
 BATCH = 8
@@ -83,15 +83,6 @@ class Sampler:
         return [c * g[:, None, None] for c, g in zip(crops, (fine_gain, coarse_gain, coarse_gain), strict=True)]
 
 
-def loss_function(estimate: Tensor, truth: Tensor, hs: Tensor) -> Tensor:
-    """Return the error relative to bicubic upsampling: every patch counts alike, however bright or rich in contrast."""
-    baseline = F.interpolate(hs, scale_factor=2, mode="bicubic") - truth
-    error = estimate - truth
-    absolute = error.abs().mean((1, 2, 3)) / (baseline.abs().mean((1, 2, 3)) + 1e-3)
-    square = (error**2).mean((1, 2, 3)).add(1e-10).sqrt() / ((baseline**2).mean((1, 2, 3)).sqrt() + 2e-3)
-    return (absolute + square).mean()
-
-
 def initialise(network: GINet) -> None:
     """Start near bicubic upsampling, with errors scaled up to the size of activations and a guide that is alive."""
     bilinear = torch.tensor([0.5, 1.0, 0.5])
@@ -130,49 +121,35 @@ def main() -> None:
     config = GINetConfig(n_features=args.features, n_stages=args.stages, assignment="soft")
     network = GINet(config)
     initialise(network)
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.999))
-    optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
+    fit = Fit(network, learning_rate=LEARNING_RATE, averaging=0.999)
+    average = fit.average
     step, elapsed = 0, 0.0
     state_path = args.out / "state.pt"
     if state_path.exists():
         state = torch.load(state_path, weights_only=True)
         network.load_state_dict(state["network"])
         average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
+        fit.optimizer.load_state_dict(state["optimizer"])
         step, elapsed = state["step"], state["elapsed"]
     sampler = Sampler([read_scene(args.scenes, n) for n in TRAIN], args.degradation, args.seed + step)
     validation = [read_scene(args.scenes, n) for n in VALIDATION]
 
     start, budget = time.monotonic() - elapsed, args.minutes * 60
-    running, skipped = [], 0
+    running: list[float] = []
     while (elapsed := time.monotonic() - start) < budget:
         rate = min((step + 1) / WARM_UP_STEPS, 0.5 * (1 + math.cos(math.pi * elapsed / budget)) + 0.005)
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * rate
-        ms, hs, truth = sampler.batch()
-        loss = loss_function(network(ms, hs), truth, hs)
-        optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        if torch.isfinite(norm):
-            optimizer.step()
-            average.update_parameters(network)
-        else:
-            skipped += 1
-        running.append(loss.item())
+        running.append(fit.step(Sample(*sampler.batch()), rate=rate))
         step += 1
         if step % 50 == 0:
-            print(
-                f"step {step} {elapsed:.0f} s loss {np.mean(running):.4f} norm {norm:.3f} skipped {skipped}", flush=True
-            )
+            print(f"step {step} {elapsed:.0f} s loss {np.mean(running):.4f}", flush=True)
             running.clear()
         if step % 400 == 0:
-            print(json.dumps(validate(average.module, validation, args.degradation)), flush=True)
+            print(json.dumps(validate(fit.averaged, validation, args.degradation)), flush=True)
             torch.save(
                 {
                     "network": network.state_dict(),
                     "average": average.state_dict(),
-                    "optimizer": optimizer.state_dict(),
+                    "optimizer": fit.optimizer.state_dict(),
                     "step": step,
                     "elapsed": elapsed,
                 },
@@ -183,14 +160,14 @@ def main() -> None:
         "degradation": args.degradation,
         "gain_jitter": GAIN_JITTER if args.degradation == "mtf" else 0.0,
         "data": {"train": list(TRAIN), "validation": list(VALIDATION), "kept out": list(TEST)},
-        "rmse_validation": validate(average.module, validation, args.degradation),
+        "rmse_validation": validate(fit.averaged, validation, args.degradation),
         "seed": args.seed,
         "steps": step,
         "minutes": args.minutes,
         "command": f"python benchmarks/train_default.py --degradation {args.degradation} --minutes {args.minutes:g} "
         f"--features {args.features} --stages {args.stages} --threads {args.threads} --seed {args.seed}",
     }
-    written = save_checkpoint(args.out / "weights.safetensors", average.module, card)
+    written = save_checkpoint(args.out / "weights.safetensors", fit.averaged, card)
     print(written.path, json.dumps(card["rmse_validation"]))
 
 

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "network": {"torch", "safetensors", "network"},
     "mapping": STANDARD | {"scipy", "dask", "sentinel2", "mapping", "__init__"},
     "store": STANDARD | {"dask", "sentinel2"},
-    "training": STANDARD | {"scipy", "dask", "torch", "sentinel2", "training"},
+    "training": STANDARD | {"scipy", "dask", "torch", "network", "sentinel2", "training"},
     "simulation": STANDARD | {"scipy", "sentinel2", "training", "simulation"},
     "accessor": {"xarray", "mapping", "store"},
     "cli": {"typer"},

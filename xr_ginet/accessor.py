@@ -64,6 +64,12 @@ class GINetAccessor:
 
         return Patches([self._ds], PatchOptions(**options))
 
+    def adapt(self, path: str | Path, **arguments: Any) -> Checkpoint:
+        """Fine-tune weights on this cube, now, and store them: see `xr_ginet.training.fit.adapt`."""
+        from .training.fit import adapt
+
+        return adapt(self._ds, path, **arguments)
+
     def to_zarr(
         self,
         target: Any,
