@@ -133,6 +133,7 @@ def _endless(patches: Patches, batch_size: int) -> Iterator[Sample]:
             batches += 1
         if not batches:
             raise ValueError(
-                f"no patch of {patches.options.size} pixels at 20 m is free of missing and cloudy pixels. Type a smaller one"
+                f"no patch of {patches.options.size} pixels at 20 m is free of missing and cloudy pixels. Type a "
+                "smaller size"
             )
         epoch += 1
