@@ -31,7 +31,7 @@ check: $(VENV)/.done
 
 bench: $(VENV)/.done
 	$(BIN)/python benchmarks/attention.py
-	$(BIN)/python benchmarks/quality.py
+	$(BIN)/python benchmarks/quality.py --adapt
 
 clean:
 	rm -rf $(VENV) demo

@@ -19,7 +19,7 @@ import torch
 from evaluation import TEST, TRAIN, VALIDATION, Scene, predict, read_scene, wald_pair
 from torch import Tensor
 
-from xr_ginet.network import GINet, GINetConfig, save_checkpoint
+from xr_ginet.network import GINet, GINetConfig, load_checkpoint, save_checkpoint
 from xr_ginet.sentinel2.bands import BANDS
 from xr_ginet.training.degradation import box_mean, mtf_mean
 from xr_ginet.training.fit import Fit
@@ -112,15 +112,18 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=22)
     parser.add_argument("--stages", type=int, default=4)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--start", help="weights to start from, by name or path, instead of features and stages")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
     args.out.mkdir(parents=True, exist_ok=True)
-    config = GINetConfig(n_features=args.features, n_stages=args.stages, assignment="soft")
-    network = GINet(config)
-    initialise(network)
+    if args.start:
+        network = load_checkpoint(args.start).network()
+    else:
+        network = GINet(GINetConfig(n_features=args.features, n_stages=args.stages, assignment="soft"))
+        initialise(network)
     fit = Fit(network, learning_rate=LEARNING_RATE, averaging=0.999)
     average = fit.average
     step, elapsed = 0, 0.0
@@ -165,7 +168,8 @@ def main() -> None:
         "steps": step,
         "minutes": args.minutes,
         "command": f"python benchmarks/train_default.py --degradation {args.degradation} --minutes {args.minutes:g} "
-        f"--features {args.features} --stages {args.stages} --threads {args.threads} --seed {args.seed}",
+        + (f"--start {args.start}" if args.start else f"--features {args.features} --stages {args.stages}")
+        + f" --threads {args.threads} --seed {args.seed}",
     }
     written = save_checkpoint(args.out / "weights.safetensors", fit.averaged, card)
     print(written.path, json.dumps(card["rmse_validation"]))
