@@ -106,8 +106,8 @@ def main() -> None:
         "# How accurate the packaged weights are",
         "RMSE in digital numbers (reflectance × 10,000) over the six 20 m bands, 8 pixels (20 m) of border left out. "
         f"Made by `python benchmarks/quality.py{' --adapt' * args.adapt}` with torch {torch.__version__} on "
-        f"{platform.machine()}. No scene of the first two tables was trained on; the validation scenes were watched during "
-        "training, the test scene was not.",
+        f"{platform.machine()}. No scene of the first two tables was trained on; the validation scenes were watched "
+        "during training, the test scene was not.",
         *(
             f"- `{name}`: {sum(p.numel() for p in networks[name].parameters()):,} parameters, trained for "
             f"`{c.card.get('degradation')}`, sha256 `{c.sha256[:12]}`, `{c.card.get('command')}`"

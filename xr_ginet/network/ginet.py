@@ -208,13 +208,22 @@ class Guide(nn.Module):
         )
 
     def forward(self, ms: Tensor) -> Tensor:  # (N, 4, H, W) -> (N, B, H, W)
-        logits = self.classify(ms)  # (N, C, H, W)
-        every = self.output(self.hidden(ms).relu_()).relu_()
-        every = every.unflatten(1, (self.n_clusters, -1))  # (N, C, B, H, W)
-        if self.assignment == "soft":
-            return (logits.softmax(1).unsqueeze(2) * every).sum(1)
-        label = logits.softmax(1).argmax(1)[:, None, None]  # (N, 1, 1, H, W); the lowest index wins a tie
-        return every.gather(1, label.expand(-1, 1, every.shape[2], -1, -1)).squeeze(1)
+        share = self.classify(ms).softmax(1)  # (N, C, H, W)
+        if self.assignment == "hard":  # the likeliest cluster alone, the first one on a tie
+            label = share.argmax(1, keepdim=True)
+            share = torch.zeros_like(share).scatter_(1, label, 1)
+        layers = zip(
+            self.hidden.weight.chunk(self.n_clusters),
+            self.hidden.bias.chunk(self.n_clusters),
+            self.output.weight.chunk(self.n_clusters),
+            self.output.bias.chunk(self.n_clusters),
+            strict=True,
+        )
+        guide = ms.new_zeros(())
+        for cluster, (weight_a, bias_a, weight_b, bias_b) in enumerate(layers):  # one by one, for memory's sake
+            hidden = F.conv2d(ms, weight_a, bias_a).relu_()  # (N, F, H, W)
+            guide = guide + share[:, cluster : cluster + 1] * F.conv2d(hidden, weight_b, bias_b).relu_()
+        return guide
 
 
 class ResidualBlock(nn.Module):
