@@ -456,3 +456,28 @@ def test_completing_refuses(tmp_path, checkpoint: Checkpoint) -> None:
         ):
             with pytest.raises(ValueError, match=match):
                 cube.ginet.superresolve(weights=checkpoint.path, catalog=url)
+
+
+def test_of_two_processing_versions_the_latest_is_used(tmp_path) -> None:
+    old, *_ = write_item(tmp_path, "x_0", 1, moment="2024-05-01T10:50:31Z", change={"s2:processing_baseline": "02.14"})
+    new, _, coarse = write_item(
+        tmp_path, "x_1", 2, moment="2024-05-01T10:50:31.001Z", change={"s2:processing_baseline": "05.00"}
+    )
+    for groupby in ("solar_day", None):
+        cube = xr_ginet.open_stac([new, old, new], groupby=groupby)
+        assert cube.attrs["source_items"] == ["x_1"]
+        assert_allclose(cube["B05"].values[0], coarse[0] / 1e4, rtol=1e-6)
+
+
+@needs_shared
+def test_the_reprocessed_one_of_two_real_versions_is_used() -> None:
+    versions = [load_item(f"earthsearch-v1_S2A_32TMT_20200305_{i}_L2A") for i in (0, 1)]
+    assert xr_ginet.open_stac(versions).attrs["source_items"] == ["S2A_32TMT_20200305_1_L2A"]
+
+
+def test_of_two_overpasses_on_a_day_a_cube_gets_its_own(tmp_path) -> None:
+    early, *_, coarse_early = write_item(tmp_path, "early", 1, moment="2024-05-01T09:10:00Z")
+    late, *_, coarse_late = write_item(tmp_path, "late", 2, moment="2024-05-01T10:50:00Z")
+    fine = xr_ginet.open_stac([early, late], groupby=None)[list(BANDS_10M)]
+    completed = complete(fine, [early, late])
+    assert_allclose(completed["B05"].values, np.stack([coarse_early[0], coarse_late[0]]) / 1e4, rtol=1e-6)

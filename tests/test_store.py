@@ -100,7 +100,8 @@ def test_to_zarr_refuses(cube: xr.Dataset, tmp_path, arguments: dict, match: str
 def test_nothing_but_a_zarr_store_is_ever_replaced(cube: xr.Dataset, tmp_path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "thesis.txt").write_text("mine")
-    for target in (tmp_path / "folder", tmp_path / "folder" / "thesis.txt"):
+    folder = tmp_path / "folder"
+    for target in (folder, folder / "thesis.txt", f"file://{folder}", zarr.storage.LocalStore(folder)):
         for mode in (None, "w", "w-"):
             with pytest.raises(FileExistsError, match="exists and is no Zarr store: it is never replaced"):
                 cube.ginet.to_zarr(target, mode=mode)
@@ -109,14 +110,49 @@ def test_nothing_but_a_zarr_store_is_ever_replaced(cube: xr.Dataset, tmp_path) -
     cube.ginet.to_zarr(tmp_path / "empty")
 
 
-def test_a_cube_is_not_written_onto_what_it_is_read_from(checkpoint: Checkpoint, tmp_path) -> None:
+def test_a_cube_may_replace_the_store_that_it_is_read_from(tmp_path) -> None:
     path = tmp_path / "source.zarr"
     two_grids((16, 16)).chunk({"y": 16}).ginet.to_zarr(path)
     source = xr.open_zarr(path, decode_coords="all")
-    for ds in (source, source.ginet.superresolve(weights=checkpoint.path)):
-        with pytest.raises(FileExistsError, match=r"is read from .*: writing there would destroy it"):
-            ds.ginet.to_zarr(path, mode="w")
-    assert not np.isnan(xr.open_zarr(path)["B02"].values).any()
+    expected = source["B02"].values * 2
+    doubled = source.assign({b: source[b] * 2 for b in source.data_vars})
+    for target in (path, f"file://{path}", zarr.storage.LocalStore(path)):
+        doubled.ginet.to_zarr(target, mode="w")
+        assert_allclose(xr.open_zarr(path)["B02"].values, expected)
+        expected = expected * 2
+    assert [p.name for p in tmp_path.iterdir()] == ["source.zarr"]
+    with pytest.raises(ValueError, match=r"is replaced once the new pixels are written, but compute=False"):
+        doubled.ginet.to_zarr(path, mode="w", compute=False)
+
+
+def test_a_write_that_fails_leaves_the_old_store(cube: xr.Dataset, tmp_path) -> None:
+    def fail(block: np.ndarray) -> np.ndarray:
+        raise OSError("the disk is gone")
+
+    small = cube.isel(y=slice(0, 8), x=slice(0, 8))
+    small.ginet.to_zarr(tmp_path / "c.zarr")
+    before = xr.open_zarr(tmp_path / "c.zarr").load()
+    broken = small.assign(B02=small["B02"].copy(data=small["B02"].data.map_blocks(fail, dtype="float32")))
+    with pytest.raises(OSError, match="the disk is gone"):
+        broken.ginet.to_zarr(tmp_path / "c.zarr", mode="w")
+    xr.testing.assert_identical(xr.open_zarr(tmp_path / "c.zarr").load(), before)
+    assert [p.name for p in tmp_path.iterdir()] == ["c.zarr"]
+
+
+def test_only_bands_are_packed(cube: xr.Dataset, tmp_path) -> None:
+    extra = cube.assign(sun_zenith=cube["B02"] * 0 + 35, SCL=(cube["B02"] * 0 + 4).astype("uint8"))
+    extra.ginet.to_zarr(tmp_path / "c.zarr", dtype="uint16")
+    stored = xr.open_zarr(tmp_path / "c.zarr", decode_coords="all")
+    assert float(stored["sun_zenith"].max()) == 35
+    assert stored["SCL"].rio.crs.to_epsg() == 32630
+
+
+def test_a_crs_under_another_name_is_kept(checkpoint: Checkpoint, tmp_path) -> None:
+    source = two_grids((16, 16)).drop_vars("spatial_ref").rio.write_crs("EPSG:32630", grid_mapping_name="crs").chunk()
+    result = source.ginet.superresolve(weights=checkpoint.path)
+    assert result.rio.crs.to_epsg() == result["B05"].rio.crs.to_epsg() == 32630
+    result.ginet.to_zarr(tmp_path / "c.zarr")
+    assert xr.open_zarr(tmp_path / "c.zarr", decode_coords="all")["B05"].rio.crs.to_epsg() == 32630
 
 
 def test_a_two_grid_cube_survives_the_round_trip_and_serves_again(checkpoint: Checkpoint, tmp_path) -> None:

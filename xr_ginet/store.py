@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 import dask
 import numpy as np
 import xarray as xr
 
+from .sentinel2.bands import BANDS
 from .sentinel2.grids import read_crs
 from .sentinel2.layouts import place
 
@@ -43,7 +46,7 @@ def to_zarr(
     target : str, Path or zarr store
         Where to. A store that exists already is left alone unless ``mode="w"``.
     mode : {"w", "w-"}, optional
-        ``"w"`` replaces an existing store; ``"w-"`` and None refuse.
+        ``"w"`` replaces an existing store, a local one only after the new one is complete; ``"w-"`` and None refuse.
     dtype : {"float32", "uint16"}
         ``"uint16"`` stores digital numbers with CF ``scale_factor`` 0.0001 and ``add_offset`` -0.1; reflectance beyond
         -0.0999 and 6.4535 is clipped, missing is 0.
@@ -63,8 +66,8 @@ def to_zarr(
     Raises
     ------
     FileExistsError
-        If the store exists and ``mode`` is not ``"w"``; if the target is a folder with other files, whatever the
-        mode; or if the cube is read from the very store.
+        If the store exists and ``mode`` is not ``"w"``; or if the target is a file, or a folder with other files,
+        whatever the mode.
     ValueError
         If an argument has an unknown value, an attribute cannot be stored, or the target lies in this process's memory
         while a cluster computes in others.
@@ -75,18 +78,20 @@ def to_zarr(
         raise ValueError(f"dtype={dtype!r}: must be 'float32' or 'uint16'")
     if zarr_format not in (2, 3):
         raise ValueError(f"zarr_format={zarr_format!r}: must be 2 or 3")
-    target = str(target) if isinstance(target, Path) else target
-    _check_target(ds, target, mode)
     if progress and not compute:
         raise ValueError("progress=True shows the computation, but compute=False puts it off")
+    path = _local_path(target)
+    exists = _check_target(target, path, mode, compute=compute)
     cube, encoding = _encode(ds, dtype, zarr_format, compression_level)
+    # An existing local store is replaced when the new one is whole: until then it can be read, even by this very cube.
+    beside = path.with_name(f"{path.name}.{uuid4().hex}") if path and exists else None
     with warnings.catch_warnings():
         # Version 3 does not standardise consolidated metadata yet; readers that do not know it lose nothing by it, and
         # the others open a cube in one request.
         warnings.filterwarnings("ignore", message="Consolidated metadata")
         write = cube.to_zarr(
-            target,
-            mode=mode or "w-",
+            str(beside or path) if path else target,
+            mode="w" if exists and not path else "w-",
             encoding=encoding,
             zarr_format=zarr_format,
             consolidated=True,
@@ -94,26 +99,41 @@ def to_zarr(
         )
     if not compute:
         return write
-    if progress:
-        _with_progress(write)
-    else:
-        dask.compute(write)
+    try:
+        _with_progress(write) if progress else dask.compute(write)
+    except BaseException:
+        if beside:
+            shutil.rmtree(beside)
+        raise
+    if path and beside:
+        _replace(path, beside)
     return None
 
 
-def _check_target(ds: xr.Dataset, target: Any, mode: Mode | None) -> None:
-    """Raise where writing would destroy something, or lose what is written."""
-    if mode != "w" and _exists(target):
+def _local_path(target: Any) -> Path | None:
+    """Return where a target lies in this machine's files, or None where it does not."""
+    from zarr.storage import LocalStore
+
+    if isinstance(target, LocalStore):
+        return Path(target.root)
+    if isinstance(target, str):
+        target = target.removeprefix("file://")
+        return None if "://" in target else Path(target)
+    return target if isinstance(target, Path) else None
+
+
+def _check_target(target: Any, path: Path | None, mode: Mode | None, *, compute: bool) -> bool:
+    """Return whether a store is there already; raise where writing would destroy something, or be lost."""
+    exists = _exists(str(path) if path else target)
+    if exists and mode != "w":
         raise FileExistsError(f"{target} holds a Zarr store already. Type mode='w' to replace it, or name another")
-    if isinstance(target, str) and "://" not in target and Path(target).exists() and not _exists(target):
-        if not Path(target).is_dir() or any(Path(target).iterdir()):
-            raise FileExistsError(f"{target} exists and is no Zarr store: it is never replaced. Name another")
-    encodings = (ds.encoding, *(variable.encoding for variable in ds.variables.values()))
-    sources = {str(encoding["source"]) for encoding in encodings if encoding.get("source")}
-    if isinstance(target, str) and any(_same_place(target, source) for source in sources):
-        raise FileExistsError(f"the cube is read from {target}: writing there would destroy it first. Name another")
+    if exists and not compute:
+        raise ValueError(f"{target} is replaced once the new pixels are written, but compute=False puts them off")
+    if path and path.exists() and not exists and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f"{target} exists and is no Zarr store: it is never replaced. Name another")
     if _in_memory(target) and _workers_elsewhere():
         raise ValueError(f"{target} lies in this process's memory, where a cluster's workers cannot write. Name a path")
+    return exists
 
 
 def _exists(target: Any) -> bool:
@@ -126,10 +146,13 @@ def _exists(target: Any) -> bool:
     return True
 
 
-def _same_place(one: str, other: str) -> bool:
-    if "://" in one or "://" in other:
-        return one.rstrip("/") == other.rstrip("/")
-    return Path(one).resolve() == Path(other).resolve()
+def _replace(old: Path, new: Path) -> None:
+    """Put a folder in the place of another, which is deleted last."""
+    place = old.resolve()  # a link stays a link
+    aside = new.with_name(f"{new.name}.old")
+    place.rename(aside)
+    new.rename(place)
+    shutil.rmtree(aside)
 
 
 def _in_memory(target: Any) -> bool:
@@ -160,13 +183,15 @@ def _encode(
     encoding: dict[str, dict[str, Any]] = {}
     for name, variable in cube.variables.items():
         new: dict[str, Any] = {}
+        if name in cube.data_vars and "spatial_ref" in cube.coords:
+            cube[name].attrs["grid_mapping"] = "spatial_ref"
         if name in cube.data_vars and np.issubdtype(variable.dtype, np.floating):
-            bounds = (DIGITAL_NUMBER["add_offset"] + 1e-4, DIGITAL_NUMBER["add_offset"] + 6.5535)
-            if dtype == "uint16":
+            if dtype == "uint16" and name in BANDS:
+                bounds = (DIGITAL_NUMBER["add_offset"] + 1e-4, DIGITAL_NUMBER["add_offset"] + 6.5535)
                 cube[name] = cube[name].clip(*bounds, keep_attrs=True)
-            if "spatial_ref" in cube.coords:
-                cube[name].attrs["grid_mapping"] = "spatial_ref"
-            new |= DIGITAL_NUMBER if dtype == "uint16" else {"dtype": "float32", "_FillValue": np.float32(np.nan)}
+                new |= DIGITAL_NUMBER
+            else:
+                new |= {"dtype": "float32", "_FillValue": np.float32(np.nan)}
             new["compressors"] = [_zstandard(zarr_format, compression_level)]
             if variable.chunks is not None:
                 new["chunks"] = tuple(chunks[str(dim)] for dim in variable.dims)

@@ -114,7 +114,6 @@ def superresolve(
     cube = cube[[name for name in BANDS if name in cube]].assign_attrs(
         _provenance(ds, checkpoint, predictor, depth=pixels)
     )
-    cube.encoding["source"] = ds.encoding.get("source")  # so that it is not written onto what it is read from
     return place(cube, crs=read_crs(ds))
 
 

@@ -13,7 +13,7 @@ Geometry-Guided Back-Projection Network with Self-Attention", arXiv 2508.04729.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -212,13 +212,8 @@ class Guide(nn.Module):
         if self.assignment == "hard":  # the likeliest cluster alone, the first one on a tie
             label = share.argmax(1, keepdim=True)
             share = torch.zeros_like(share).scatter_(1, label, 1)
-        layers = zip(
-            self.hidden.weight.chunk(self.n_clusters),
-            self.hidden.bias.chunk(self.n_clusters),
-            self.output.weight.chunk(self.n_clusters),
-            self.output.bias.chunk(self.n_clusters),
-            strict=True,
-        )
+        parameters = (self.hidden.weight, self.hidden.bias, self.output.weight, self.output.bias)
+        layers = zip(*(cast(Tensor, p).chunk(self.n_clusters) for p in parameters), strict=True)
         guide = ms.new_zeros(())
         for cluster, (weight_a, bias_a, weight_b, bias_b) in enumerate(layers):  # one by one, for memory's sake
             hidden = F.conv2d(ms, weight_a, bias_a).relu_()  # (N, F, H, W)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
@@ -19,7 +20,7 @@ from .bands import BANDS, BANDS_10M, BANDS_20M
 from .grids import Grid, read_crs, transform_bounds
 from .items import BandAsset, Scene, read_item, solar_day
 from .layouts import describe
-from .reader import GroupBy, read_scenes
+from .reader import read_scenes
 
 if TYPE_CHECKING:
     import pystac
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
 
     Catalog = str | Client | pystac.ItemCollection | Sequence[pystac.Item | Mapping[str, Any]]
 
+GroupBy = Literal["solar_day"] | None
 DEFAULT_COLLECTION = "sentinel-2-l2a"
+SAME_OVERPASS = timedelta(minutes=15)
+"""Tiles of one overpass are seconds to minutes apart, the next overpass of the same ground at least fifty minutes."""
 
 
 def open_stac(
@@ -67,7 +71,7 @@ def open_stac(
         Pixels per chunk and axis at 10 m, even; 20 m bands get half of it.
     groupby : {"solar_day", None}
         ``"solar_day"`` joins the items of one day to one time step, the first valid pixel on top; None keeps each
-        item apart.
+        item apart. Of several processing versions of one scene the latest alone is used.
     sign : callable, optional
         Applied to each item before use, such as ``planetary_computer.sign``.
     offset : "auto" or number
@@ -105,15 +109,20 @@ def open_stac(
         max_items=max_items,
         sign=sign,
     )
-    scenes = [read_item(item, bands, offset=offset) for item in items]
+    if groupby not in ("solar_day", None):
+        raise ValueError(f"groupby={groupby!r}: must be 'solar_day' or None")
+    scenes = latest_versions([read_item(item, bands, offset=offset) for item in items])
     epsg = _common_epsg(scenes, crs)
-    scenes.sort(key=lambda scene: (scene.solar_day, not scene.is_native(epsg), scene.datetime, scene.id))
+    by_day = groupby == "solar_day"
+    scenes.sort(key=lambda s: (s.solar_day if by_day else "", by_day and not s.is_native(epsg), s.datetime, s.id))
     area = _geometry_bounds(intersects) if intersects is not None else bbox
     grid = cube_grid(scenes, epsg, area)
     scenes = _over_ground(scenes, grid, epsg)
+    days = [scene.solar_day if by_day else str(index) for index, scene in enumerate(scenes)]
+    steps = [[i for i, d in enumerate(days) if d == day] for day in dict.fromkeys(days)]
     parts = [
         read_scenes(
-            scenes, names, grid if resolution == 10 else grid.coarsen(2), epsg, chunks * 10 // resolution, groupby
+            scenes, names, grid if resolution == 10 else grid.coarsen(2), epsg, chunks * 10 // resolution, steps
         )
         for resolution in (10, 20)
         if (names := [name for name in bands if BANDS[name].resolution == resolution])
@@ -176,7 +185,7 @@ def complete(
         datetime=f"{first - 1}T00:00:00Z/{last + 1}T23:59:59Z" if searched else None,
         sign=sign,
     )
-    scenes = [read_item(item, missing, offset=offset) for item in items]
+    scenes = latest_versions([read_item(item, missing, offset=offset) for item in items])
     # Items of a neighbouring UTM zone show the same ground, but would have to be resampled.
     scenes = [scene for scene in scenes if scene.solar_day in days and scene.is_native(epsg)]
     scenes = _over_ground(sorted(scenes, key=lambda s: (s.datetime, s.id)), grid, epsg)
@@ -193,12 +202,12 @@ def complete(
             f"{lattice.x0:.10g}, {lattice.y0:.10g}). Drop its first 10 m row or column: ds.isel(x=slice(1, None))"
         )
     chunk = max(max(ds.chunksizes.get(dim, (1024,))) for dim in ("y", "x")) // 2
-    loaded = read_scenes(scenes, missing, grid.coarsen(2), epsg, max(chunk, 1), "solar_day")
-    steps = [sorted(set(days)).index(day) for day in days]
+    steps = [_nearest(scenes, time, day) for time, day in zip(times, days, strict=True)]
+    loaded = read_scenes(scenes, missing, grid.coarsen(2), epsg, max(chunk, 1), steps)
     if "time" in ds.dims:
-        loaded = loaded.isel(time=steps).assign_coords(time=ds["time"])
+        loaded = loaded.assign_coords(time=ds["time"])
     else:
-        loaded = loaded.isel(time=steps[0], drop=True)
+        loaded = loaded.isel(time=0, drop=True)
     attrs = _provenance(scenes, catalog, collection)
     attrs["source_items"] = list(dict.fromkeys([*ds.attrs.get("source_items", []), *attrs["source_items"]]))
     return describe(ds.merge(loaded, compat="override", join="override"), crs=crs).assign_attrs(ds.attrs | attrs)
@@ -355,6 +364,26 @@ def _day(time: np.datetime64, longitude: float) -> str:
     """Return the solar day of a time of a cube; midnight is what a date without a time of day looks like."""
     date = time.astype("datetime64[D]")
     return str(date) if time == date else solar_day(time.astype("datetime64[us]").item(), longitude)
+
+
+def _nearest(scenes: Sequence[Scene], time: np.datetime64, day: str) -> list[int]:
+    """Return the scenes of a cube's overpass, the nearest in time first, or of its day where it tells only a date."""
+    members = [i for i, scene in enumerate(scenes) if scene.solar_day == day]
+    if time == time.astype("datetime64[D]"):
+        return members
+    apart = {i: abs(scenes[i].datetime - time.astype("datetime64[us]").item()) for i in members}
+    nearest = min(apart.values())
+    return sorted((i for i in members if apart[i] <= nearest + SAME_OVERPASS), key=apart.__getitem__)
+
+
+def latest_versions(scenes: Sequence[Scene]) -> list[Scene]:
+    """Return the scenes without repetition: of one tile and overpass, that of the highest processing baseline."""
+    latest: list[Scene] = []
+    for scene in sorted(scenes, key=lambda s: (s.baseline or 0.0, s.id), reverse=True):
+        same = (other for other in latest if other.shows_the_same(scene))
+        if next(same, None) is None:
+            latest.append(scene)
+    return latest
 
 
 def _provenance(scenes: Sequence[Scene], catalog: Any, collection: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from .bands import BANDS, band_name
 from .grids import Grid
-from .radiometry import Radiometry, radiometry
+from .radiometry import Radiometry, processing_baseline, radiometry
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,19 @@ class Scene:
     longitude: float
     """Of the centre, degrees east; for the local solar day."""
     bands: Mapping[str, BandAsset]
+    baseline: float | None = None
+    """Processing baseline, where the item tells it."""
 
     @property
     def solar_day(self) -> str:
         """Return the date by local solar time, which does not change within one overpass."""
         return solar_day(self.datetime, self.longitude)
+
+    def shows_the_same(self, other: Scene) -> bool:
+        """Return whether another item is of the same tile and overpass, in whatever processing version."""
+        mine, others = (next(iter(scene.bands.values())) for scene in (self, other))
+        at_once = abs(self.datetime - other.datetime) < timedelta(minutes=1)
+        return at_once and (mine.epsg, mine.grid) == (others.epsg, others.grid)
 
     def is_native(self, epsg: int) -> bool:
         """Return whether all bands lie in a CRS, so that none needs resampling."""
@@ -79,7 +87,7 @@ def read_item(item: Mapping[str, Any], bands: Iterable[str], *, offset: float | 
             grid=_asset_grid(item, key, asset),
             radiometry=radiometry(item, asset, offset),
         )
-    return Scene(item["id"], _moment(item), _longitude(item), found)
+    return Scene(item["id"], _moment(item), _longitude(item), found, processing_baseline(item))
 
 
 def _moment(item: Mapping[str, Any]) -> Datetime:
@@ -113,7 +121,7 @@ def _find_asset(item: Mapping[str, Any], name: str) -> tuple[str, Mapping[str, A
             f"{BANDS[name].resolution} m"
             + (f"; it has {found}" if found else f"; its assets are {', '.join(item['assets'])}")
         )
-    return min(native, key=lambda pair: "jp2" in pair[1].get("type", ""))
+    return min(native, key=lambda pair: "jp2" in (pair[1].get("type") or ""))
 
 
 def _asset_band(key: str, asset: Mapping[str, Any]) -> str | None:
@@ -128,7 +136,7 @@ def _asset_band(key: str, asset: Mapping[str, Any]) -> str | None:
 
 def _is_raster(asset: Mapping[str, Any]) -> bool:
     """Return whether an asset is data that GDAL reads as one raster, and no picture of it."""
-    media_type, roles = asset.get("type", ""), set(asset.get("roles", ()))
+    media_type, roles = asset.get("type") or "", set(asset.get("roles") or ())
     return media_type.startswith(("image/tiff", "image/jp2", "image/vnd.stac.geotiff")) and not roles & {
         "thumbnail",
         "overview",

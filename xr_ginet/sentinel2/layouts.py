@@ -113,25 +113,24 @@ def place(cube: xr.Dataset, *, crs: object | None) -> xr.Dataset:
     """
     import rioxarray  # noqa: F401 - registers .rio
     from affine import Affine
+    from pyproj import CRS
 
-    cube = cube.drop_vars("spatial_ref", errors="ignore").copy()
+    named = (v.encoding.get("grid_mapping", v.attrs.get("grid_mapping")) for v in cube.data_vars.values())
+    cube = cube.drop_vars([name for name in {"spatial_ref", *named} if name in cube.variables]).copy()
     grids = {dims: Grid.from_coords(cube, dims) for dims in (FINE_DIMS, COARSE_DIMS) if set(dims) <= set(cube.coords)}
     for dims, grid in grids.items():
         for dim, axis in zip(dims, ("Y", "X"), strict=True):
-            attrs = {
-                "axis": axis,
-                "long_name": f"{axis.lower()} coordinate of projection",
-                "standard_name": f"projection_{axis.lower()}_coordinate",
-                "units": "m",
-                "transform": list(grid.transform),
-            }
-            cube[dim] = cube[dim].drop_attrs().assign_attrs(attrs)
+            cf = next((a for a in CRS.from_user_input(crs).cs_to_cf() if a["axis"] == axis), {}) if crs else {}
+            cube[dim] = cube[dim].drop_attrs().assign_attrs(cf | {"axis": axis, "transform": list(grid.transform)})
+    for name in cube.data_vars:
+        cube[name].attrs.pop("grid_mapping", None)
+        cube[name].encoding.pop("grid_mapping", None)
     if crs is None:
         return cube
-    cube = cube.rio.write_crs(crs)
+    cube = cube.rio.write_crs(crs, grid_mapping_name="spatial_ref")
     if len(grids) == 1:
         [grid] = grids.values()
-        cube = cube.rio.write_transform(Affine(*grid.transform))
+        cube = cube.rio.write_transform(Affine(*grid.transform), grid_mapping_name="spatial_ref")
     for name in cube.data_vars:
         cube[name].attrs.pop("grid_mapping", None)
         cube[name].encoding["grid_mapping"] = "spatial_ref"

@@ -49,7 +49,7 @@ def radiometry(
     if offset != "auto":
         return Radiometry(scale, float(offset), f"offset {offset:g} given by the caller")
     flag = next((v for k, v in item["properties"].items() if k.endswith("boa_offset_applied")), None)
-    if flag and "jp2" not in asset.get("type", ""):
+    if flag and "jp2" not in (asset.get("type") or ""):
         return Radiometry(scale, 0.0, "offset 0: the catalogue took it from the pixels (boa_offset_applied)")
     if stated is not None:
         return Radiometry(scale, round(stated / scale), f"offset {stated:g} reflectance as the asset states")

@@ -7,15 +7,13 @@ scaled here, item by item, before any mosaic. Nothing is read until Dask asks fo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from .grids import COARSE_DIMS, FINE_DIMS, Grid
 from .items import Scene
-
-GroupBy = Literal["solar_day"] | None
 
 
 def read_scenes(
@@ -24,9 +22,12 @@ def read_scenes(
     grid: Grid,
     epsg: int,
     chunk: int,
-    groupby: GroupBy,
+    steps: Sequence[Sequence[int]],
 ) -> xr.Dataset:
-    """Return bands of one resolution as lazy reflectance on one grid, with the dims of that resolution."""
+    """Return bands of one resolution as lazy reflectance on one grid, with the dims of that resolution.
+
+    ``steps`` lists, for each time step, the scenes that make it up, by index; the first one's pixels are on top.
+    """
     import stackstac
 
     resolution = abs(grid.dx)
@@ -56,32 +57,19 @@ def read_scenes(
     )
     reflectance = ((digital_number.astype("float32") + offset) * scale).where(digital_number != 0)
     reflectance = reflectance.drop_attrs()
-    if groupby == "solar_day":
-        reflectance = _mosaic_days(reflectance, scenes)
-    elif groupby is not None:
-        raise ValueError(f"groupby={groupby!r}: must be 'solar_day' or None")
+    reflectance = xr.concat([_mosaic(reflectance.isel(time=list(members))) for members in steps], "time")
     rename = dict(zip(FINE_DIMS, COARSE_DIMS, strict=True)) if resolution == 20 else {}
     return reflectance.assign_coords(band=list(names)).to_dataset("band").rename(rename)
 
 
-def _mosaic_days(reflectance: xr.DataArray, scenes: Sequence[Scene]) -> xr.DataArray:
-    """Return one time step per solar day, the first valid pixel on top; its time is the first item's."""
+def _mosaic(reflectance: xr.DataArray) -> xr.DataArray:
+    """Return one time step of several, the first valid pixel on top; its time is the first one's."""
     import stackstac
 
-    days: dict[str, list[int]] = {}
-    for index, scene in enumerate(scenes):
-        days.setdefault(scene.solar_day, []).append(index)
-    if len(days) == len(scenes):
-        return reflectance
-    steps = [
-        reflectance.isel(time=members[0])
-        if len(members) == 1
-        else stackstac.mosaic(reflectance.isel(time=members), dim="time", reverse=True).assign_coords(
-            time=reflectance["time"][members[0]]
-        )
-        for members in days.values()
-    ]
-    return xr.concat(steps, "time")
+    first = reflectance.isel(time=0)
+    if reflectance.sizes["time"] == 1:
+        return first
+    return stackstac.mosaic(reflectance, dim="time", reverse=True).assign_coords(time=first["time"])
 
 
 def _plain_item(scene: Scene, names: Sequence[str]) -> dict[str, Any]:
