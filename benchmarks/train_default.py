@@ -130,6 +130,8 @@ def main() -> None:
     state_path = args.out / "state.pt"
     if state_path.exists():
         state = torch.load(state_path, weights_only=True)
+        if state["degradation"] != args.degradation:
+            parser.error(f"{state_path} is of a run for {state['degradation']}: name another --out")
         network.load_state_dict(state["network"])
         average.load_state_dict(state["average"])
         fit.optimizer.load_state_dict(state["optimizer"])
@@ -148,16 +150,16 @@ def main() -> None:
             running.clear()
         if step % 400 == 0:
             print(json.dumps(validate(fit.averaged, validation, args.degradation)), flush=True)
-            torch.save(
-                {
-                    "network": network.state_dict(),
-                    "average": average.state_dict(),
-                    "optimizer": fit.optimizer.state_dict(),
-                    "step": step,
-                    "elapsed": elapsed,
-                },
-                state_path,
-            )
+            state = {
+                "network": network.state_dict(),
+                "average": average.state_dict(),
+                "optimizer": fit.optimizer.state_dict(),
+                "step": step,
+                "elapsed": elapsed,
+                "degradation": args.degradation,
+            }
+            torch.save(state, state_path.with_suffix(".tmp"))
+            state_path.with_suffix(".tmp").replace(state_path)  # never half a file
     card = {
         "task": "Sentinel-2 20 m to 10 m",
         "degradation": args.degradation,

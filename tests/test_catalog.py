@@ -315,8 +315,9 @@ def test_open_stac_refuses(tmp_path) -> None:
         xr_ginet.open_stac([item], bbox=(10, 10, 11, 11))
     with pytest.raises(ValueError, match="groupby='day': must be"):
         xr_ginet.open_stac([item], groupby="day")
-    with pytest.raises(ValueError, match="has no EPSG code"):
-        xr_ginet.open_stac([item], crs="+proj=laea +lat_0=1.2345")
+    for crs in ("+proj=laea +lat_0=1.2345", 4326):
+        with pytest.raises(ValueError, match="must have an EPSG code, by which to read the items, and metres"):
+            xr_ginet.open_stac([item], crs=crs)
     shifted = write_item(tmp_path, "b", 2, moment="2024-05-02T10:50:31Z")[0]
     for asset in shifted["assets"].values():
         asset["proj:transform"][2] += 10

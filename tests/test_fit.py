@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import xarray as xr
-from conftest import two_grids
+from conftest import random_checkpoint, two_grids
 from numpy.testing import assert_allclose
 
 import xr_ginet
@@ -65,7 +65,8 @@ def test_adapted_weights_are_an_ordinary_checkpoint_and_fit_better(checkpoint: C
     adapted = cube.ginet.adapt(
         tmp_path / "mine.safetensors", weights=checkpoint.path, steps=40, learning_rate=2e-3, options=options
     )
-    assert adapted.card["adapted_from"] == {"name": "random", "sha256": checkpoint.sha256}
+    assert adapted.card["adapted_from"] == {"name": "random", "sha256": checkpoint.sha256, "card": {}}
+    assert adapted.card["degradation"] == "mtf"
     assert adapted.card["adapted_on"] == ["simulated"]
     assert adapted.config == checkpoint.config
     [sample] = Patches([cube], PatchOptions(size=64, augment=False))
@@ -82,3 +83,18 @@ def test_a_cube_without_a_valid_patch_is_refused(checkpoint: Checkpoint, tmp_pat
     cube = two_grids((16, 16)) * np.nan
     with pytest.raises(ValueError, match="no patch of 8 pixels at 20 m is free of missing"):
         cube.ginet.adapt(tmp_path / "x.safetensors", weights=checkpoint.path, options=PatchOptions(size=8))
+
+
+def test_adapt_refuses_before_it_works(checkpoint: Checkpoint, tmp_path) -> None:
+    cube = simulated_cube(48)
+    sixty = random_checkpoint(tmp_path / "two.safetensors", bands=("B01", "B09"))
+    wild = {"learning_rate": 1e30, "steps": 9, "options": PatchOptions(size=8)}
+    for arguments, error, match in (
+        ({"steps": 0}, ValueError, "steps=0: must be at least 1"),
+        ({"path": tmp_path / "nowhere" / "x.safetensors"}, FileNotFoundError, "no folder .*nowhere"),
+        ({"weights": sixty}, ValueError, "for B01, B09 and factor 2"),
+        (wild, ValueError, "the loss is .* nothing was written"),
+    ):
+        with pytest.raises(error, match=match):
+            cube.ginet.adapt(**{"path": tmp_path / "x.safetensors", "weights": checkpoint.path} | arguments)
+    assert not (tmp_path / "x.safetensors").exists()

@@ -652,13 +652,13 @@ def test_a_file_that_is_not_safetensors_is_refused(tmp_path: Path) -> None:
 
 def test_a_safetensors_file_of_another_maker_is_refused(tmp_path: Path) -> None:
     save_file(authors_state(), tmp_path / "theirs.safetensors")
-    with pytest.raises(ValueError, match=r"theirs.safetensors holds no 'ginet_config' in its metadata"):
+    with pytest.raises(ValueError, match=r"theirs.safetensors holds no 'ginet' in its metadata"):
         load_checkpoint(tmp_path / "theirs.safetensors")
 
 
 def test_a_checkpoint_of_a_newer_version_is_refused(tmp_path: Path) -> None:
-    config = json.dumps({**asdict(GINetConfig()), "n_heads": 3})
-    save_file({"a": torch.zeros(1)}, tmp_path / "newer.safetensors", metadata={"ginet_config": config})
+    content = json.dumps({"config": {**asdict(GINetConfig()), "n_heads": 3}, "card": {}})
+    save_file({"a": torch.zeros(1)}, tmp_path / "newer.safetensors", metadata={"ginet": content})
     with pytest.raises(ValueError, match="n_heads"):
         load_checkpoint(tmp_path / "newer.safetensors")
 

@@ -92,6 +92,7 @@ def test_a_pass_goes_on_where_it_was_left_and_reads_only_what_matters(stop: int)
     assert [identity(s) for s in resumed] == whole[stop:]
     assert len(reads) <= 12 - (stop - 5 - 4) // 4  # what was wholly used up is not read again
     assert resumed.state_dict()["position"] == 0
+    assert [identity(s) for s in resumed] == whole  # and the next pass is whole again
 
 
 def test_ranks_and_workers_share_without_duplicates(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,15 +112,47 @@ def test_dataloader_workers_share_without_duplicates() -> None:
     assert set(seen.values()) == {1}
 
 
+def test_an_iteration_that_was_broken_off_costs_the_next_one_nothing() -> None:
+    dataset = Patches([chunked()], PatchOptions(**PLAIN))
+    for _, _ in zip(range(10), dataset, strict=False):
+        pass
+    assert len(list(dataset)) == 48
+
+
+def test_workers_that_persist_see_the_next_epoch() -> None:
+    dataset = Patches([chunked((16, 16))], PatchOptions(**PLAIN))
+    loader = torch.utils.data.DataLoader(
+        dataset, batch_size=None, num_workers=1, multiprocessing_context="spawn", persistent_workers=True
+    )
+    passes = []
+    for epoch in (0, 1, 0):
+        dataset.set_epoch(epoch)
+        passes.append([identity(s) for s in loader])
+    assert passes[0] == passes[2] != passes[1]
+    dataset.load_state_dict({"epoch": 0, "position": 3})
+    fresh = torch.utils.data.DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context="spawn")
+    with pytest.raises(ValueError, match="a pass is taken up without dataloader workers"):
+        list(fresh)
+
+
 def test_missing_and_cloudy_patches_are_left_out() -> None:
-    cube = chunked((16, 16), n_times=None).load()
+    cube = chunked((32, 32), n_times=None).load()
     cube["B03"][0, 0] = np.nan  # in the first patch
-    cube["B11"][15, 15] = np.nan  # in the last
-    cube["SCL"] = (("y_20m", "x_20m"), np.full((16, 16), 4))
-    cube["SCL"][0, 12] = 9  # in the second
-    [sample] = Patches([cube], PatchOptions(**PLAIN))
-    assert_allclose(sample.truth[0], cube["B05"][8:, :8], rtol=1e-6)
-    assert not any(torch.isnan(image).any() for image in sample)
+    cube["B11"][31, 31] = np.inf  # in the last
+    cube["SCL"] = (("y_20m", "x_20m"), np.full((32, 32), 4.0))
+    cube["SCL"][0, 31] = 9  # in the second
+    [sample] = Patches([cube], PatchOptions(**PLAIN | {"size": 16}))
+    assert_allclose(sample.truth[0], cube["B05"][16:, :16], rtol=1e-6)
+    assert all(torch.isfinite(image).all() for image in sample)
+
+
+def test_what_the_blur_mixes_with_a_gap_is_left_out_too() -> None:
+    cube = chunked((16, 32), n_times=None).load()
+    whole = [s.hs for s in Patches([cube], PatchOptions(**PLAIN))]
+    cube["B05"][4, 4] = np.nan  # in the first of eight patches, 4 pixels from its neighbours
+    kept = [s.hs for s in Patches([cube], PatchOptions(**PLAIN))]
+    assert 0 < len(kept) < 7
+    assert all(any(torch.equal(k, w) for w in whole) for k in kept)
 
 
 def test_the_eight_symmetries_turn_all_three_images_alike() -> None:
@@ -161,5 +194,13 @@ def test_patches_refuse() -> None:
         ValueError, match=r"chunks \(20, 20, 20\) in y and \(16, 16, 16\) in y_20m.*ds.chunk\(\{'y': 32"
     ):
         Patches([chunked().chunk({"y": 20})])
+    with pytest.raises(ValueError, match="cube 0: B02 is uint16, digital numbers"):
+        Patches([chunked().astype("uint16")])
+    with pytest.raises(ValueError, match=r"cube 0: B02 has the chunks .*chunked alike, in time one by one"):
+        Patches([chunked().chunk({"time": 2})])
+    uneven = chunked()
+    uneven["B11"] = uneven["B11"].chunk({"y_20m": -1})
+    with pytest.raises(ValueError, match="cube 0: B11 has the chunks"):
+        Patches([uneven])
     with pytest.raises(ValueError, match="no chunk is as large as a patch of 48"):
         Patches([chunked()])

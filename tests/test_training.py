@@ -81,6 +81,12 @@ def test_degrade_knows_the_gain_of_each_band() -> None:
 def test_degradation_refuses() -> None:
     with pytest.raises(ValueError, match="5 by 4 pixels does not divide by the factor 2"):
         box_mean(np.zeros((5, 4)), 2)
+    with pytest.raises(TypeError, match="an image of uint16 cannot hold the means"):
+        degrade(np.ones((6, 4, 4), "uint16"), BANDS_20M)
+    with pytest.raises(ValueError, match="0 coarse pixels are left"):
+        estimate_gain(np.full((80, 80), np.nan), np.ones((40, 40)))
+    with pytest.raises(ValueError, match="the coarse image is flat"):
+        estimate_gain(np.ones((80, 80)), np.ones((40, 40)))
     with pytest.raises(ValueError, match="2 gains for 3 bands"):
         mtf_mean(np.zeros((3, 4, 4)), 2, [0.2, 0.3])
     with pytest.raises(ValueError, match=r"gain=1\.5: the modulation"):
@@ -193,6 +199,9 @@ def test_missing_pixels_and_borders_are_left_out() -> None:
     for a, b in zip(whole, inner, strict=True):
         assert_allclose(a, b)
     spoiled[:, :4] = np.nan
+    assert np.isfinite(uiq(spoiled, reference)).all()
+    assert np.isfinite(ssim(spoiled, reference)).all()
+    assert_allclose(uiq(estimate * 1e-4, reference * 1e-4), uiq(estimate, reference))  # whatever the units
     for metric in (rmse, sre, ergas, sam, psnr):
         assert_allclose(metric(spoiled, reference), metric(estimate[:, 4:], reference[:, 4:]))
     with pytest.raises(ValueError, match=r"estimate \(3, 40, 52\) and reference \(2, 40, 52\) must have one shape"):

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from .ginet import GINet, GINetConfig
 
 DEFAULT = "ginet-s"
+METADATA_KEY = "ginet"
 PACKAGED = Path(__file__).parent.parent / "weights"
 
 
@@ -88,24 +89,24 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"{path} is not a safetensors file ({error}). Read a checkpoint of the authors' with "
             "xr_ginet.from_authors(path) and store it with xr_ginet.save_checkpoint"
         ) from error
-    if "ginet_config" not in metadata:
+    if METADATA_KEY not in metadata:
         raise ValueError(
-            f"{path} holds no 'ginet_config' in its metadata: it was not written by xr_ginet. Read a checkpoint of "
+            f"{path} holds no {METADATA_KEY!r} in its metadata: it was not written by xr_ginet. Read a checkpoint of "
             "the authors' with xr_ginet.from_authors(path) and store it with xr_ginet.save_checkpoint"
         )
-    stored = json.loads(metadata["ginet_config"])
+    content = json.loads(metadata[METADATA_KEY])
+    stored = content["config"]
     if unknown := stored.keys() - {field.name for field in dataclasses.fields(GINetConfig)}:
         raise ValueError(f"{path} was written by a newer xr_ginet: it sets {sorted(unknown)}. pip install -U xr-ginet")
     config = GINetConfig(**stored)
-    return Checkpoint(path.resolve(), config, json.loads(metadata.get("card", "{}")))
+    return Checkpoint(path.resolve(), config, content["card"])
 
 
 def save_checkpoint(path: str | Path, network: GINet, card: Mapping[str, Any] | None = None) -> Checkpoint:
     """Write a network's weights, configuration and model card to a safetensors file; return it as a checkpoint."""
-    metadata = {
-        "ginet_config": json.dumps(dataclasses.asdict(network.config)),
-        "card": json.dumps(dict(card or {})),
-    }
+    # One key: safetensors writes several in an order that changes from process to process, and the hash with it.
+    content = {"config": dataclasses.asdict(network.config), "card": dict(card or {})}
+    metadata = {METADATA_KEY: json.dumps(content)}
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()}
     save_file(state, path, metadata=metadata)
     return read_checkpoint(Path(path))

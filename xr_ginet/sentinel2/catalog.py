@@ -341,9 +341,12 @@ def _common_epsg(scenes: Sequence[Scene], crs: int | str | None) -> int:
         return found[0]
     from pyproj import CRS
 
-    epsg = CRS.from_user_input(crs).to_epsg()
-    if epsg is None:
-        raise ValueError(f"crs={crs!r} has no EPSG code, by which to read the items")
+    target = CRS.from_user_input(crs)
+    epsg = target.to_epsg()
+    if epsg is None or target.axis_info[0].unit_name != "metre":
+        raise ValueError(
+            f"crs={crs!r} must have an EPSG code, by which to read the items, and metres for pixels of 10 m"
+        )
     if found != [epsg]:
         warnings.warn(
             f"items in {', '.join(f'EPSG:{code}' for code in found)} are resampled to EPSG:{epsg} (nearest pixel); the "

@@ -20,6 +20,7 @@ from scipy.optimize import minimize_scalar
 from ..sentinel2.bands import BANDS
 
 Degradation = Literal["box", "mtf"]
+LEAST_PIXELS = 1000  # a blur of one number is not told from less
 TAPS_PER_FACTOR = 6  # 12 taps at factor 2: the kernel is cut at 2.7 to 3.5 σ for the gains of Sentinel-2
 
 
@@ -97,7 +98,7 @@ def degrade(image: NDArray, bands: Sequence[str], *, factor: int = 2, degradatio
     Parameters
     ----------
     image : (..., band, y, x)
-        Float reflectance or digital numbers.
+        Reflectance or digital numbers, as any float.
     bands : sequence of str
         ESA names of the band axis; ``mtf`` looks up each band's gain in `xr_ginet.sentinel2.bands`.
     factor : int
@@ -113,6 +114,8 @@ def degrade(image: NDArray, bands: Sequence[str], *, factor: int = 2, degradatio
 
 
 def _coarse_shape(image: NDArray, factor: int) -> tuple[int, int]:
+    if not np.issubdtype(image.dtype, np.floating):
+        raise TypeError(f"an image of {image.dtype} cannot hold the means of its pixels: image.astype('float32')")
     height, width = image.shape[-2:]
     if height % factor or width % factor:
         raise ValueError(f"an image of {height} by {width} pixels does not divide by the factor {factor}")
@@ -148,11 +151,21 @@ def estimate_gain(fine: NDArray, coarse: NDArray, *, factor: int = 2) -> float:
     -------
     float
         Between 0.05 and 0.9; block means have 0.71 by this measure.
+
+    Raises
+    ------
+    ValueError
+        If fewer than 1000 coarse pixels are usable, or the image is flat.
     """
-    missing = np.isnan(coarse) | np.isnan(fine).reshape(*coarse.shape[:1], factor, -1, factor).any((1, 3))
+    fine, coarse = fine.astype("float64"), coarse.astype("float64")
+    missing = ~np.isfinite(coarse) | ~np.isfinite(fine).reshape(*coarse.shape[:1], factor, -1, factor).all((1, 3))
     keep = ~binary_dilation(missing, iterations=TAPS_PER_FACTOR)
-    filled = np.nan_to_num(fine.astype("float64"), nan=float(np.nanmean(fine)))
-    target = _detail(np.nan_to_num(coarse.astype("float64"), nan=float(np.nanmean(coarse))))[keep]
+    if keep.sum() < LEAST_PIXELS:
+        raise ValueError(f"{keep.sum()} coarse pixels are left where nothing is missing; {LEAST_PIXELS} are needed")
+    filled, coarse = (np.where(np.isfinite(i), i, i[np.isfinite(i)].mean()) for i in (fine, coarse))
+    target = _detail(coarse)[keep]
+    if target.std() < 1e-9 * abs(coarse[keep].mean()):
+        raise ValueError("the coarse image is flat: there is no detail to compare")
 
     def residual(gain: float) -> float:
         detail = _detail(mtf_mean(filled[None], factor, [gain])[0])[keep]

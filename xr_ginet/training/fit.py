@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import xarray as xr
@@ -19,6 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 from ..network import Checkpoint, GINet, load_checkpoint, save_checkpoint
+from ..sentinel2.bands import BANDS_10M, BANDS_20M
 from .patches import Patches, PatchOptions, Sample
 
 GRADIENT_NORM = 1.0
@@ -93,7 +95,7 @@ def adapt(
     steps, batch_size, learning_rate
         With patches of 48 pixels a step of the packaged ``ginet-s`` takes about a second of one core.
     options : PatchOptions, optional
-        Patches; the degradation is the one that the weights were trained for, unless given.
+        Patches; without them the degradation is the one that the weights were trained for.
 
     Returns
     -------
@@ -103,19 +105,37 @@ def adapt(
     Raises
     ------
     ValueError
-        If the cube has no patch without missing pixels, or as `Patches` does.
+        If the cube has no patch without missing pixels, the loss is not finite, the weights are for other bands, or as
+        `Patches` does.
+    FileNotFoundError
+        If the folder of ``path`` does not exist.
     """
     start = weights if isinstance(weights, Checkpoint) else load_checkpoint(weights)
     options = options or PatchOptions(degradation=start.card.get("degradation", "mtf"))
+    if steps < 1:
+        raise ValueError(f"steps={steps}: must be at least 1")
+    if (start.config.bands, start.config.guide_bands, start.config.factor) != (BANDS_20M, BANDS_10M, 2):
+        raise ValueError(
+            f"{start.name} is for {', '.join(start.config.bands)} and factor {start.config.factor}; patches are of the "
+            "six 20 m bands"
+        )
+    if not Path(path).parent.is_dir():
+        raise FileNotFoundError(f"no folder {Path(path).parent} to write the adapted weights to")
     fit = Fit(start.network(), learning_rate=learning_rate, averaging=0.98)
     losses = []
     for step, batch in zip(range(steps), _endless(Patches([ds], options), batch_size), strict=False):
         warm_up = min(1.0, (step + 1) / 20)
         losses.append(fit.step(batch, rate=warm_up * 0.5 * (1 + math.cos(math.pi * step / steps))))
-    card = start.card | {
-        "adapted_from": {"name": start.name, "sha256": start.sha256},
-        "adapted_on": ds.attrs.get("source_items", []),
-        "adapted_steps": steps,
+    if not math.isfinite(losses[-1]):
+        raise ValueError(
+            f"the loss is {losses[-1]} after {steps} steps: nothing was written. Type a smaller learning_rate="
+        )
+    card = {
+        "task": start.card.get("task", "Sentinel-2 20 m to 10 m"),
+        "degradation": options.degradation,
+        "adapted_from": {"name": start.name, "sha256": start.sha256, "card": start.card},
+        "adapted_on": np.atleast_1d(ds.attrs.get("source_items", [])).astype(str).tolist(),
+        "steps": steps,
         "seed": options.seed,
         "loss": {"first": losses[0], "last": losses[-1]},
     }

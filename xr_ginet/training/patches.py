@@ -24,12 +24,13 @@ import torch
 import torch.distributed
 import xarray as xr
 from numpy.typing import NDArray
+from scipy.ndimage import binary_dilation
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
 from ..sentinel2.bands import BANDS_10M, BANDS_20M
 from ..sentinel2.grids import COARSE_DIMS, FINE_DIMS, Grid, check_nesting
-from .degradation import Degradation, degrade
+from .degradation import TAPS_PER_FACTOR, Degradation, degrade
 
 FACTOR = 2
 CLOUDY = (0, 1, 3, 8, 9, 10)
@@ -122,24 +123,34 @@ class Patches(IterableDataset):
             raise ValueError(
                 f"no chunk is as large as a patch of {self.options.size} pixels at 20 m. Chunk the cubes coarser"
             )
-        self.epoch = 0
-        self.position = 0
+        self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # workers that persist see it change
+        self._position = 0
+        self._resume = 0
+
+    @property
+    def epoch(self) -> int:
+        """Return the number of the pass."""
+        return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next pass, from its beginning."""
-        self.epoch, self.position = epoch, 0
+        self._epoch.fill_(epoch)
+        self._resume = 0
 
     def state_dict(self) -> dict[str, int]:
-        """Return where the current pass stands."""
-        return {"epoch": self.epoch, "position": self.position}
+        """Return where the latest iteration stands; in this process, so without dataloader workers."""
+        return {"epoch": self.epoch, "position": self._position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Let the next iteration go on where ``state`` was taken."""
-        self.epoch, self.position = state["epoch"], state["position"]
+        self._epoch.fill_(state["epoch"])
+        self._resume = state["position"]
 
     def __iter__(self) -> Iterator[Sample]:
         share, shares = _share()
-        done = self.position
+        done, self._resume = self._resume, 0
+        if done and get_worker_info() is not None:
+            raise ValueError("a pass is taken up without dataloader workers, which count for themselves: num_workers=0")
         order, reads = self._plan(share, shares)
         wanted = set(order[done:])
         reads = [(unit, left) for unit, patches in reads if (left := [p for p in patches if p in wanted])]
@@ -153,7 +164,7 @@ class Patches(IterableDataset):
                     ahead.append((patches, pool.submit(self._read, self.units[unit])))
 
             try:
-                for patch in order[done:]:
+                for position, patch in enumerate(order[done:], start=done + 1):
                     while patch not in held:
                         read_ahead()
                         patches, future = ahead.popleft()
@@ -161,13 +172,13 @@ class Patches(IterableDataset):
                         read_ahead()
                         held.update({p: self._cut(unit, p) for p in patches})
                     sample = held.pop(patch)
-                    self.position += 1
+                    self._position = position
                     if sample is not None:
                         yield sample
             finally:
                 for _, future in ahead:
                     future.cancel()
-        self.position = 0
+        self._position = 0
 
     def _plan(self, share: int, shares: int) -> tuple[list[Patch], list[tuple[int, list[Patch]]]]:
         """Return the patches of a pass in order, and its chunks in the order of reading, each with its patches."""
@@ -222,17 +233,18 @@ class Patches(IterableDataset):
             for ds, bands, dims in ((fine, BANDS_10M, FINE_DIMS), (coarse, BANDS_20M, COARSE_DIMS))
         )
         height, width = truth.shape[-2:]
-        valid = ~np.isnan(truth).any(0) & ~np.isnan(ms.reshape(-1, height, 2, width, 2)).any((0, 2, 4))
+        valid = np.isfinite(truth).all(0) & np.isfinite(ms.reshape(-1, height, 2, width, 2)).all((0, 2, 4))
         if "SCL" in coarse:
-            valid &= ~np.isin(coarse["SCL"].transpose(*COARSE_DIMS).values, CLOUDY)
-        fill = [np.nan_to_num(image, nan=float(np.nanmean(image)) if valid.any() else 0.0) for image in (ms, truth)]
+            classes = coarse["SCL"].transpose(*COARSE_DIMS).values
+            valid &= np.isfinite(classes) & ~np.isin(classes, CLOUDY)
+        if not valid.all():  # what the blur mixes with a missing pixel is no good either
+            valid = ~binary_dilation(~valid, iterations=TAPS_PER_FACTOR)
         kind = self.options.degradation
-        return (
-            degrade(fill[0], BANDS_10M, degradation=kind),
-            degrade(fill[1], BANDS_20M, degradation=kind),
-            truth,
-            valid,
+        ms, hs = (
+            degrade(np.where(np.isfinite(image), image, 0), bands, degradation=kind)
+            for image, bands in ((ms, BANDS_10M), (truth, BANDS_20M))
         )
+        return ms, hs, truth, valid
 
     def _cut(self, unit: tuple[NDArray, NDArray, NDArray, NDArray], patch: Patch) -> Sample | None:
         """Return one patch, turned and scaled, or None where a pixel is missing or cloudy."""
@@ -251,6 +263,15 @@ def _units(index: int, cube: xr.Dataset) -> list[Unit]:
     missing = [band for band in (*BANDS_10M, *BANDS_20M) if band not in cube]
     if missing:
         raise ValueError(f"cube {index} lacks {', '.join(missing)}; patches need the ten bands at 10 m and 20 m")
+    for band in (*BANDS_10M, *BANDS_20M):
+        like = cube["B02" if band in BANDS_10M else "B05"]
+        if not np.issubdtype(cube[band].dtype, np.floating):
+            raise ValueError(f"cube {index}: {band} is {cube[band].dtype}, digital numbers; patches need reflectance")
+        if cube[band].chunksizes != like.chunksizes or set(cube[band].chunksizes.get("time", (1,))) != {1}:
+            raise ValueError(
+                f"cube {index}: {band} has the chunks {dict(cube[band].chunksizes)}; for each to be read once, the "
+                "bands of one resolution must be chunked alike, in time one by one. Type ds.unify_chunks().chunk(time=1)"
+            )
     check_nesting(Grid.from_coords(cube), Grid.from_coords(cube, COARSE_DIMS), FACTOR)
     axes = []
     for fine_dim, coarse_dim in zip(FINE_DIMS, COARSE_DIMS, strict=True):
