@@ -270,7 +270,7 @@ def _units(index: int, cube: xr.Dataset) -> list[Unit]:
         if cube[band].chunksizes != like.chunksizes or set(cube[band].chunksizes.get("time", (1,))) != {1}:
             raise ValueError(
                 f"cube {index}: {band} has the chunks {dict(cube[band].chunksizes)}; for each to be read once, the "
-                "bands of one resolution must be chunked alike, in time one by one. Type ds.unify_chunks().chunk(time=1)"
+                "bands of one resolution must be chunked alike, in time one by one: ds.unify_chunks().chunk(time=1)"
             )
     check_nesting(Grid.from_coords(cube), Grid.from_coords(cube, COARSE_DIMS), FACTOR)
     axes = []
