@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pystac
+import pystac_client
 import pytest
 import xarray as xr
 from conftest import SHARED, needs_shared, no_compute
@@ -482,3 +483,29 @@ def test_of_two_overpasses_on_a_day_a_cube_gets_its_own(tmp_path) -> None:
     fine = xr_ginet.open_stac([early, late], groupby=None)[list(BANDS_10M)]
     completed = complete(fine, [early, late])
     assert_allclose(completed["B05"].values, np.stack([coarse_early[0], coarse_late[0]]) / 1e4, rtol=1e-6)
+
+
+def test_a_search_narrows_by_date_query_and_number(tmp_path) -> None:
+    items = [
+        write_item(
+            tmp_path, f"item{day}", day, moment=f"2024-05-{day:02d}T10:50:31Z", change={"eo:cloud_cover": 5 * day}
+        )[0]
+        for day in (1, 6, 11)
+    ]
+    with serve(items, tmp_path) as url:
+        client = pystac_client.Client.open(url)
+
+        def found(**arguments: object) -> list[str]:
+            return sorted(xr_ginet.open_stac(client, **arguments).attrs["source_items"])
+
+        assert found() == ["item1", "item11", "item6"]
+        assert found(datetime="2024-05-02/2024-05-31") == ["item11", "item6"]
+        assert found(query={"eo:cloud_cover": {"lt": 20}}) == ["item1"]
+        assert len(found(max_items=2)) == 2
+        assert len(found(intersects=items[0]["geometry"])) == 3
+        with pytest.raises(ValueError, match="no item of 'other' for bbox=None"):
+            found(collection="other")
+        xr.testing.assert_equal(
+            xr_ginet.open_stac(client.search(collections=["sentinel-2-l2a"]).item_collection()),
+            xr_ginet.open_stac(url),
+        )
