@@ -224,7 +224,6 @@ def test_missing_pixels_are_filled_with_the_mean_around_them() -> None:
     assert_allclose(filled[1, 1], (1 + 2 + 3 + 4 + 6) / 5)
     assert_allclose(filled[0, 3], (3 + 6) / 2)
     assert filled[0, 5] == FAR_FILL
-    assert fill_missing(image[:, :1], 1) is not None
     complete = np.ones((3, 3))
     assert fill_missing(complete, 1) is complete
 

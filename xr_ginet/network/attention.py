@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 STRIP_PIXELS = 2**16
-"""Pixels that attention works on at once: of 2¹³ to 2¹⁸ the fastest for 512² images on two cores."""
+"""Pixels that attention works on at once: of 2¹³ to 2¹⁸ the fastest for 512² images on one core."""
 
 
 def window_offsets(window_size: int) -> list[tuple[int, int]]:

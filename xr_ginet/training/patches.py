@@ -225,7 +225,7 @@ class Patches(IterableDataset):
         cube = self.cubes[unit.cube]
         if unit.time is not None:
             cube = cube.isel(time=unit.time)
-        fine = cube[list(BANDS_10M)].isel(y=_times(unit.rows, FACTOR), x=_times(unit.columns, FACTOR))
+        fine = cube[list(BANDS_10M)].isel(y=_scaled(unit.rows, FACTOR), x=_scaled(unit.columns, FACTOR))
         coarse = cube[[*BANDS_20M, *(["SCL"] if "SCL" in cube else [])]].isel(y_20m=unit.rows, x_20m=unit.columns)
         fine, coarse = dask.compute(fine, coarse)
         ms, truth = (
@@ -307,7 +307,7 @@ def _take(buffer: list[Patch], rng: np.random.Generator) -> Patch:
     return buffer.pop()
 
 
-def _times(window: slice, factor: int) -> slice:
+def _scaled(window: slice, factor: int) -> slice:
     return slice(window.start * factor, window.stop * factor)
 
 
