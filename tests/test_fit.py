@@ -14,8 +14,9 @@ import xr_ginet
 from xr_ginet.network import Checkpoint, GINet, GINetConfig, load_checkpoint
 from xr_ginet.sentinel2.bands import BANDS_10M, BANDS_20M
 from xr_ginet.simulation import simulate
-from xr_ginet.training.fit import Fit, relative_error
-from xr_ginet.training.patches import Patches, PatchOptions, Sample
+from xr_ginet.training.fit import COLDEST, FitOptions, Fitting, fit, write_picture
+from xr_ginet.training.objective import relative_error, start_from_clusters, start_near_bicubic
+from xr_ginet.training.patches import Patches, PatchOptions
 
 
 def simulated_cube(side: int = 128, seed: int = 5) -> xr.Dataset:
@@ -39,24 +40,178 @@ def test_relative_error_by_hand() -> None:
     assert relative_error(truth, truth, hs).item() < 1e-3
 
 
-def test_one_patch_is_learned_by_heart() -> None:
+CPU = {"accelerator": "cpu", "batch_size": 1}
+
+
+def weights_of(fitting: Fitting) -> list[torch.Tensor]:
+    return list(fitting.averaged.state_dict().values())
+
+
+def test_one_patch_is_learned_by_heart_and_so_are_the_clusters() -> None:
     torch.manual_seed(0)
-    [sample] = Patches([simulated_cube(48)], PatchOptions(size=24, augment=False))
-    batch = Sample(*(image[None] for image in sample))
-    fit = Fit(GINet(GINetConfig(n_features=6, n_stages=1, assignment="soft")), learning_rate=3e-3, averaging=0.9)
-    losses = [fit.step(batch, rate=min(1, (i + 1) / 30)) for i in range(250)]
-    assert losses[-1] < 0.5 * min(losses[0], 2)
-    gradients = {name: p.grad for name, p in fit.network.named_parameters()}
-    assert all(gradient is not None for gradient in gradients.values())
-    assert any(gradients[name].abs().max() > 0 for name in gradients if "classify" in name)  # the clustering learns
+    patches = Patches([simulated_cube(48)], PatchOptions(size=24, augment=False))
+    network = GINet(GINetConfig(n_features=6, n_stages=1, assignment="soft"))
+    before = network.guide.classify[0].weight.clone()
+    fitted = fit(network, patches, FitOptions(steps=150, learning_rate=4e-3, warm_up=20, averaging=0.9, **CPU))
+    assert fitted.losses[-1] < 0.5 * min(fitted.losses[0], 2)
+    assert (network.guide.classify[0].weight - before).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("learn", [True, False])
+def test_hard_clusters_get_a_gradient_only_where_they_are_mixed_while_learning(learn: bool) -> None:
+    torch.manual_seed(1)
+    network = GINet(GINetConfig(n_features=4, n_stages=1, assignment="hard"))
+    before = [p.clone() for p in network.guide.classify.parameters()]
+    patches = Patches([simulated_cube(48)], PatchOptions(size=24))
+    options = FitOptions(steps=4, learning_rate=1e-3, warm_up=1, learn_clusters=learn, **CPU)
+    fitted = fit(network, patches, options)
+    moved = [bool((p.grad is not None) and p.grad.abs().max() > 0) for p in network.guide.classify.parameters()]
+    assert moved == [learn] * len(before)
+    assert fitted.averaged.guide.temperature is None  # what results assigns hard
+    if learn:
+        assert network.guide.temperature == pytest.approx(COLDEST ** (3 / 4))
+
+
+def test_a_cold_mixture_is_the_likeliest_cluster() -> None:
+    torch.manual_seed(2)
+    network = GINet(GINetConfig(n_features=4, n_stages=1, assignment="hard"))
+    ms = torch.rand(1, 4, 12, 12)
+    hard = network.guide(ms)
+    network.guide.temperature = 1e-6
+    assert_allclose(network.guide(ms).detach(), hard.detach(), atol=1e-6)
+    network.guide.temperature = 1.0
+    assert (network.guide(ms) - hard).abs().max() > 1e-3
+
+
+def test_clusters_start_as_k_means_assigns() -> None:
+    from sklearn.cluster import KMeans
+
+    rng = np.random.default_rng(3)
+    spectra = rng.random((5, 4))[rng.integers(5, size=400)] * 0.4 + rng.normal(0, 0.01, (400, 4)).clip(-0.02, 0.02)
+    spectra = torch.tensor(spectra.clip(0), dtype=torch.float32)
+    network = GINet(GINetConfig(n_features=4, n_stages=1, cluster_features=(6, 5)))
+    start_from_clusters(network, spectra, seed=0)
+    logits = network.guide.classify(spectra.T.reshape(1, 4, 20, 20))[0].flatten(1)
+    means = KMeans(5, n_init=4, random_state=0).fit(spectra.double().numpy())
+    assert_allclose(logits.argmax(0).numpy(), means.predict(spectra.double().numpy()))
+    distance = ((spectra.double().numpy()[:, None] - means.cluster_centers_) ** 2).sum(-1)
+    shares = torch.softmax(torch.tensor(-distance / (means.inertia_ / 400)), 1)
+    assert_allclose(logits.softmax(0).T.detach(), shares, atol=1e-3)
+
+
+def test_clusters_that_cannot_start_from_k_means_are_refused() -> None:
+    for config, spectra, match in (
+        ({"cluster_features": (3, 8)}, torch.rand(9, 4), r"at least 4 features; this one is 'learned' with \(3, 8\)"),
+        ({"guide": "external"}, torch.rand(9, 4), "this one is 'external'"),
+        ({}, torch.rand(3, 4), "3 spectra for 5 clusters"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            start_from_clusters(GINet(GINetConfig(n_features=4, n_stages=1, **config)), spectra)
+
+
+@pytest.mark.parametrize("factor", [2, 3, 6])
+def test_training_starts_near_bicubic_and_projects_a_constant_onto_itself(factor: int) -> None:
+    torch.manual_seed(0)
+    network = GINet(GINetConfig(n_features=6, n_stages=2, factor=factor))
+    start_near_bicubic(network)
+    inner = slice(2 * factor, -2 * factor)
+    flat = network.stages[0].up(torch.full((1, 6, 8, 8), 0.3)).detach()
+    assert_allclose(flat[..., inner, inner], 0.3, rtol=1e-5)
+    ms, hs = torch.rand(1, 4, 8 * factor, 8 * factor), torch.rand(1, 6, 8, 8)
+    bicubic = F.interpolate(hs, scale_factor=factor, mode="bicubic")
+    assert (network(ms, hs) - bicubic).std() < 0.3 * hs.std()
 
 
 def test_a_step_that_is_not_finite_changes_nothing() -> None:
-    fit = Fit(GINet(GINetConfig(n_features=4, n_stages=1)), learning_rate=1e-2, averaging=0.9)
-    before = [p.clone() for p in fit.network.parameters()]
-    fit.step(Sample(torch.full((1, 4, 8, 8), torch.nan), torch.rand(1, 6, 4, 4), torch.rand(1, 6, 8, 8)), rate=1)
-    for old, new in zip(before, fit.network.parameters(), strict=True):
+    cube = simulated_cube(48)
+    network = GINet(GINetConfig(n_features=4, n_stages=1))
+    network.stages[0].correction.reconstruct.weight.data.fill_(torch.inf)
+    before = [p.clone() for p in network.parameters()]
+    fitted = fit(network, Patches([cube], PatchOptions(size=24)), FitOptions(steps=2, warm_up=1, **CPU))
+    assert not np.isfinite(fitted.losses).any()
+    for old, new in zip(before, network.parameters(), strict=True):
         assert_allclose(old.detach(), new.detach())
+
+
+def run_in_pieces(folder, stops: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> Fitting:
+    """Fit for 12 steps, and be interrupted after each of ``stops``; the state is saved every 3 steps."""
+    options = FitOptions(steps=12, warm_up=2, save_every=3, validate_every=5, averaging=0.8, **CPU | {"batch_size": 2})
+    cubes = [simulated_cube(64, seed) for seed in (1, 2)]
+    step = Fitting.training_step
+    for stop in (*stops, None):
+
+        def stopping(self: Fitting, batch: object, index: int, stop: int | None = stop) -> torch.Tensor:
+            if self.global_step == stop:
+                raise InterruptedError
+            return step(self, batch, index)
+
+        monkeypatch.setattr(Fitting, "training_step", stopping)
+        torch.manual_seed(0)
+        network = GINet(GINetConfig(n_features=4, n_stages=1, assignment="soft"))
+        patches, watched = (Patches(cubes, PatchOptions(size=16, augment=a, buffer=3)) for a in (True, False))
+        try:
+            fitted = fit(network, patches, options, validation=watched, folder=folder)
+        except InterruptedError:
+            continue
+    return fitted
+
+
+def test_an_interrupted_run_ends_at_the_same_bits(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run_in_pieces(tmp_path / "whole", (), monkeypatch)
+    pieces = run_in_pieces(tmp_path / "pieces", (2, 4, 10), monkeypatch)
+    assert len(pieces.losses) == 3  # the last piece began at step 9
+    assert pieces.losses == whole.losses[-3:]
+    assert all(torch.equal(a, b) for a, b in zip(weights_of(whole), weights_of(pieces), strict=True))
+    assert not torch.equal(weights_of(whole)[0], next(iter(whole.network.state_dict().values())))  # it is an average
+    assert pieces.rmse == whole.rmse
+    assert "rmse" in (tmp_path / "whole" / "log" / "metrics.csv").read_text()
+    assert (tmp_path / "whole" / "pictures" / "step_000010.png").exists()
+
+
+def test_a_run_with_other_options_is_not_gone_on_with(tmp_path) -> None:
+    for options, match in (
+        ({}, None),
+        ({"learning_rate": 1e-2}, "had {'learning_rate': 0.0007}, and {'learning_rate': 0.01} is asked"),
+    ):
+        patches = Patches([simulated_cube(48)], PatchOptions(size=24))
+        network = GINet(GINetConfig(n_features=4, n_stages=1))
+        fitting = FitOptions(steps=2, save_every=1, **CPU | options)
+        if match is None:
+            fit(network, patches, fitting, folder=tmp_path)
+        else:
+            with pytest.raises(ValueError, match=match):
+                fit(network, patches, fitting, folder=tmp_path)
+
+
+def test_mixed_precision_learns_too() -> None:
+    torch.manual_seed(0)
+    patches = Patches([simulated_cube(48)], PatchOptions(size=24, augment=False))
+    network = GINet(GINetConfig(n_features=6, n_stages=1, assignment="soft"))
+    start_near_bicubic(network)
+    options = FitOptions(steps=40, learning_rate=2e-3, warm_up=5, averaging=0.9, precision="bf16-mixed", **CPU)
+    fitted = fit(network, patches, options)
+    assert fitted.losses[-1] < 0.95 * fitted.losses[0]
+    assert next(network.parameters()).dtype == torch.float32
+
+
+def test_a_picture_shows_its_images_side_by_side(tmp_path) -> None:
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning
+
+    left, right = np.zeros((6, 4, 5)), np.ones((6, 4, 5)) * np.linspace(0, 1, 5)
+    write_picture(tmp_path / "new" / "p.png", [left, right])
+    with pytest.warns(NotGeoreferencedWarning), rasterio.open(tmp_path / "new" / "p.png") as file:
+        pixels = file.read()
+    assert pixels.shape == (3, 4, 10)
+    assert (pixels[..., :5] == 0).all()
+    assert (np.diff(pixels[0, 0, 5:].astype(int)) > 50).all()
+
+
+def test_fit_options_out_of_range_are_refused() -> None:
+    with pytest.raises(ValueError, match="steps=0: must be at least 1"):
+        FitOptions(steps=0)
+    with pytest.raises(ValueError, match="averaging=1: must be at least 0 and below 1"):
+        FitOptions(averaging=1)
 
 
 def test_adapted_weights_are_an_ordinary_checkpoint_and_fit_better(checkpoint: Checkpoint, tmp_path) -> None:

@@ -12,7 +12,7 @@ import typer
 
 app = typer.Typer(help="Sentinel-2 at 10 m in all bands.", no_args_is_help=True, pretty_exceptions_enable=False)
 
-EXPECTED = (ValueError, TypeError, KeyError, OSError, RuntimeError)
+EXPECTED = (ValueError, TypeError, KeyError, OSError, RuntimeError, ImportError)
 """Errors that are shown without a traceback, exit code 1. Wrong usage exits with 2."""
 
 
@@ -72,6 +72,22 @@ def superresolve(
             store, mode="w" if overwrite else None, dtype=dtype, zarr_format=zarr_format, progress=not quiet
         )
         typer.echo(f"wrote {store}: {_sizes(result)}")
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Option(help="TOML file: network, cubes, patches, fit; see xr_ginet.training.run.")],
+    folder: Annotated[Path, typer.Option(help="For logs, pictures, the state to resume from, and the weights.")],
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Train weights on cubes at reduced scale; run again to go on after an interruption."""
+    with _errors_as_messages():
+        from .training.run import Run
+        from .training.run import train as train_run
+
+        command = f"xr-ginet train --config {config} --folder {folder}"
+        written = train_run(Run.from_toml(config), folder, progress=not quiet, command=command)
+        typer.echo(f"wrote {written.path}: {written.card['rmse_validation']} digital numbers of validation RMSE")
 
 
 @app.command()

@@ -177,15 +177,15 @@ def _turn_back(image: torch.Tensor, symmetry: int) -> torch.Tensor:
 def block_memory(config: GINetConfig, height: int, width: int, precision: Precision = "float32") -> int:
     """Return an upper bound of the bytes that a process takes for blocks of ``height × width`` fine pixels, one by one.
 
-    Per pixel: six feature maps of a residual block with the convolution's own copies, four for what the allocator keeps
-    of earlier blocks, and planes per band for input, estimate, guide and mask. Per pixel of a strip of attention: the
+    Per pixel: six feature maps of a residual block with the convolution's own copies, six for what the allocator keeps
+    of earlier blocks (it varies from run to run), and planes per band for input, estimate, guide and mask. Per pixel of a strip of attention: the
     window's logits, twice while they are stacked, and allocator slack.
     """
     from ..network.attention import STRIP_PIXELS
 
     strip = min(height * width, STRIP_PIXELS)
     planes = (
-        10 * (config.n_features + 10) + 10 * len(config.bands)
+        12 * (config.n_features + 10) + 10 * len(config.bands)
     ) * height * width + 5 * config.window_size**2 * strip
     return planes * np.dtype(precision).itemsize
 

@@ -44,6 +44,8 @@ class GINetConfig:
     """Spectral clusters of the guide, each with its own small perceptron."""
     n_blocks: int = 3
     """Residual blocks per stage."""
+    cluster_features: tuple[int, int] = (32, 64)
+    """Widths of the two hidden layers that assign the clusters."""
     window_size: int = 5
     """Side of the attention window, in fine pixels."""
     patch_size: int = 3
@@ -59,6 +61,9 @@ class GINetConfig:
             raise ValueError(f"bands={self.bands!r}, guide_bands={self.guide_bands!r}: each must be a tuple of names")
         object.__setattr__(self, "bands", tuple(self.bands))
         object.__setattr__(self, "guide_bands", tuple(self.guide_bands))
+        object.__setattr__(self, "cluster_features", tuple(self.cluster_features))
+        if len(self.cluster_features) != 2 or min(self.cluster_features) < 1:
+            raise ValueError(f"cluster_features={self.cluster_features}: must be two positive widths")
         for name, least in (("factor", 2), ("n_stages", 1), ("n_features", 1), ("n_clusters", 1), ("n_blocks", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
@@ -192,14 +197,18 @@ class Guide(nn.Module):
     def __init__(self, config: GINetConfig) -> None:
         super().__init__()
         self.assignment = config.assignment
+        self.temperature: float | None = None
+        """Training may set one: clusters are then mixed by their probabilities at this temperature, whatever the
+        assignment, so that they get a gradient; towards zero the mixture becomes the likeliest cluster alone."""
         self.n_clusters = config.n_clusters
         fine, bands = len(config.guide_bands), len(config.bands)
+        first, second = config.cluster_features
         self.classify = nn.Sequential(
-            nn.Conv2d(fine, 32, 3, padding=1),
+            nn.Conv2d(fine, first, 3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(32, 64, 3, padding=1),
+            nn.Conv2d(first, second, 3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(64, config.n_clusters, 3, padding=1),
+            nn.Conv2d(second, config.n_clusters, 3, padding=1),
         )
         # All clusters' perceptrons side by side, as grouped 1×1 convolutions.
         self.hidden = nn.Conv2d(fine, config.n_clusters * config.n_features, 1)
@@ -208,8 +217,11 @@ class Guide(nn.Module):
         )
 
     def forward(self, ms: Tensor) -> Tensor:  # (N, 4, H, W) -> (N, B, H, W)
-        share = self.classify(ms).softmax(1)  # (N, C, H, W)
-        if self.assignment == "hard":  # the likeliest cluster alone, the first one on a tie
+        logits = self.classify(ms)  # (N, C, H, W)
+        share = (logits if self.temperature is None else logits / self.temperature).softmax(1)
+        if (
+            self.assignment == "hard" and self.temperature is None
+        ):  # the likeliest cluster alone, the first one on a tie
             label = share.argmax(1, keepdim=True)
             share = torch.zeros_like(share).scatter_(1, label, 1)
         parameters = (self.hidden.weight, self.hidden.bias, self.output.weight, self.output.bias)

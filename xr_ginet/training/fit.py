@@ -1,75 +1,325 @@
-"""Fitting a network's weights to patches.
+"""Fitting a network's weights to patches: one loop, for training from nothing and for adapting to a scene.
 
-What training from nothing and adapting to a scene have in common: the loss, the step, the averaged weights. Which
-data, which schedule and what is kept of it is the caller's.
+The loop is Lightning's: CPU, GPU or several (DDP), mixed precision, logs, progress, checkpoints. What is ours is the
+step: loss, schedule, gradients that are not finite, averaged weights, the temperature of the clusters, and where in
+the data a run stands, so that an interrupted run goes on to the same bits as one that was not.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import math
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
+import torch.distributed
 import torch.nn.functional as F
 import xarray as xr
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
+
+try:
+    import lightning.pytorch as pl
+    from lightning.fabric.utilities.warnings import PossibleUserWarning
+except ImportError as error:
+    raise ImportError("training needs Lightning: pip install 'xr-ginet[train]'") from error
 
 from ..network import Checkpoint, GINet, load_checkpoint, save_checkpoint
 from ..sentinel2.bands import BANDS_10M, BANDS_20M
+from .objective import relative_error
 from .patches import Patches, PatchOptions, Sample
 
-GRADIENT_NORM = 1.0
+COLDEST = 0.05
+"""Temperature at which clusters that become hard end."""
+
+FALSE_COLOUR = ("B12", "B8A", "B05")
 
 
-def relative_error(estimate: Tensor, truth: Tensor, hs: Tensor) -> Tensor:
-    """Return the error relative to bicubic upsampling, absolute plus square: 2 for bicubic itself.
+@dataclass(frozen=True)
+class FitOptions:
+    """How weights are fitted."""
 
-    Every patch counts alike, however bright or rich in contrast.
+    steps: int = 20_000
+    """Optimiser steps; the learning rate falls to nothing over them, as a cosine."""
+    batch_size: int = 8
+    """Patches per step and process."""
+    learning_rate: float = 7e-4
+    """Largest learning rate of AdamW."""
+    warm_up: int = 300
+    """Steps over which the learning rate rises. Without it runs died at their start."""
+    averaging: float = 0.999
+    """Decay of the exponential average of the weights, which is what a run results in."""
+    gradient_norm: float = 1.0
+    """Longer gradients are shortened to this; those that are not finite are left out."""
+    learn_clusters: bool = True
+    """Whether clusters with ``assignment="hard"`` are mixed while they are learned, at a temperature that falls.
+    Without it they get no gradient and stay as they started: the authors' training, kept to compare with."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """Of the arithmetic, in Lightning's words."""
+    accelerator: str = "auto"
+    """``cpu``, ``gpu`` or ``auto``."""
+    devices: int = 1
+    """Processes of that kind; more than one run under DDP, each with its own share of the chunks."""
+    threads: int | None = None
+    """Threads of torch per process; None leaves them."""
+    validate_every: int = 500
+    """Steps between validations."""
+    save_every: int = 500
+    """Steps between checkpoints to resume from."""
+    log: Literal["csv", "tensorboard"] = "csv"
+    """What writes loss, learning rate and validation error to the run's folder."""
+    seed: int = 0
+    """Of the weights to start with; the data have their own."""
 
-    Parameters
-    ----------
-    estimate, truth : (N, B, H, W)
-    hs : (N, B, H / factor, W / factor)
-    """
-    factor = truth.shape[-1] // hs.shape[-1]
-    baseline = F.interpolate(hs, scale_factor=factor, mode="bicubic") - truth
-    error = estimate - truth
-    absolute = error.abs().mean((1, 2, 3)) / (baseline.abs().mean((1, 2, 3)) + 1e-3)
-    square = (error**2).mean((1, 2, 3)).add(1e-10).sqrt() / ((baseline**2).mean((1, 2, 3)).sqrt() + 2e-3)
-    return (absolute + square).mean()
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "devices", "validate_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1")
+        if not 0 <= self.averaging < 1:
+            raise ValueError(f"averaging={self.averaging}: must be at least 0 and below 1")
 
 
-class Fit:
-    """A network being fitted: one `step` per batch; `averaged` has the exponential average of its weights."""
+class Position(NamedTuple):
+    """Where a stream of patches stands."""
 
-    def __init__(self, network: GINet, *, learning_rate: float, averaging: float) -> None:
+    epoch: Tensor
+    patch: Tensor
+
+
+class Stream(IterableDataset):
+    """Patches pass after pass, each with the position after it."""
+
+    def __init__(self, patches: Patches) -> None:
+        self.patches = patches
+
+    def __iter__(self) -> Iterator[tuple[Sample, Position]]:
+        while True:
+            resumed = self.patches.state_dict()["position"] > 0
+            empty = True
+            for sample in self.patches:
+                state = self.patches.state_dict()
+                yield sample, Position(torch.tensor(state["epoch"]), torch.tensor(state["position"]))
+                empty = False
+            if empty and not resumed:
+                raise ValueError(
+                    f"no patch of {self.patches.options.size} pixels at 20 m is free of missing and cloudy pixels. "
+                    "Type a smaller size"
+                )
+            self.patches.set_epoch(self.patches.epoch + 1)
+
+
+class Fitting(pl.LightningModule):
+    """A network being fitted; `averaged` has the exponential average of its weights."""
+
+    def __init__(self, network: GINet, options: FitOptions, *, pictures: Path | None = None) -> None:
+        super().__init__()
         self.network = network.train().requires_grad_(True)
-        self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(averaging))
-        self.optimizer = torch.optim.AdamW(network.parameters(), learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
-        self.learning_rate = learning_rate
+        self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(options.averaging))
+        self.average.requires_grad_(False)
+        self.options = options
+        self.pictures = pictures
+        self.position = Position(torch.tensor(0), torch.tensor(0))
+        self.losses: list[float] = []
+        self.squares: list[Tensor] = []
+        self.rmse: float | None = None
+        """Of the latest validation, in digital numbers."""
 
     @property
     def averaged(self) -> GINet:
         """Return the network with averaged weights."""
         return cast(GINet, self.average.module)
 
-    def step(self, batch: Sample, *, rate: float) -> float:
-        """Take one step at ``rate`` times the learning rate; return the loss. A step that is not finite is left out."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * rate
-        loss = relative_error(self.network(batch.ms, batch.hs), batch.truth, batch.hs)
-        self.optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_NORM)
-        if torch.isfinite(norm):
-            self.optimizer.step()
-            self.average.update_parameters(self.network)
-        return loss.item()
+    def training_step(self, batch: tuple[Sample, Position], index: int) -> Tensor:
+        sample, self.position = batch
+        config = self.network.config
+        if config.assignment == "hard" and config.guide == "learned" and self.options.learn_clusters:
+            self.network.guide.temperature = COLDEST ** (self.global_step / self.options.steps)
+        loss = relative_error(self.network(sample.ms, sample.hs).float(), sample.truth, sample.hs)
+        self.losses.append(loss.item())
+        self.log("loss", loss, prog_bar=True)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(
+            self.network.parameters(), self.options.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _rate(self, step: int) -> float:
+        """Return the share of the learning rate at a step."""
+        return min((step + 1) / self.options.warm_up, 0.5 * (1 + math.cos(math.pi * step / self.options.steps)))
+
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.options.gradient_norm)
+        if not torch.isfinite(norm):
+            optimizer.zero_grad()  # without gradients the step changes nothing
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        self.average.update_parameters(self.network)
+
+    def validation_step(self, batch: Sample, index: int) -> None:
+        estimate = self.averaged(batch.ms, batch.hs).float()
+        border = min(8, batch.truth.shape[-1] // 4)
+        inner = (..., slice(border, -border), slice(border, -border))
+        self.squares.append(((estimate - batch.truth)[inner] ** 2).mean((2, 3)).sum(0))
+        self.squares[-1] = torch.cat([self.squares[-1], torch.tensor([float(len(estimate))], device=self.device)])
+        if index == 0 and self.pictures and self.trainer.is_global_zero:
+            hs = F.interpolate(batch.hs[:1], scale_factor=2, mode="nearest")
+            bicubic = F.interpolate(batch.hs[:1], scale_factor=2, mode="bicubic")
+            path = self.pictures / f"step_{self.global_step:06d}.png"
+            write_picture(path, [image[0].cpu().numpy() for image in (hs, bicubic, estimate[:1], batch.truth[:1])])
+
+    def on_validation_epoch_end(self) -> None:
+        total = torch.stack(self.squares).sum(0) if self.squares else torch.zeros(len(BANDS_20M) + 1)
+        self.squares.clear()
+        total = cast(Tensor, self.all_gather(total)).reshape(-1, len(total)).sum(0)
+        self.rmse = float((total[:-1] / total[-1]).mean().sqrt() * 1e4)
+        self.log("rmse", self.rmse, prog_bar=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        mine = [int(n) for n in (self.position.epoch.max(), self.position.patch.reshape(-1)[-1])]
+        positions: list[Any] = [mine]
+        if _distributed():
+            positions = [None] * torch.distributed.get_world_size()
+            torch.distributed.all_gather_object(positions, mine)
+        checkpoint["positions"] = positions
+        checkpoint["options"] = dataclasses.asdict(self.options)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        now = dataclasses.asdict(self.options)
+        if changed := {k: v for k, v in checkpoint["options"].items() if now.get(k) != v and k != "threads"}:
+            asked = {key: now.get(key) for key in changed}
+            raise ValueError(
+                f"the run to go on with had {changed}, and {asked} is asked for. Go on with the same options, or name "
+                "another folder"
+            )
+
+
+def fit(
+    network: GINet,
+    patches: Patches,
+    options: FitOptions | None = None,
+    *,
+    validation: Patches | None = None,
+    folder: Path | None = None,
+    progress: bool = False,
+) -> Fitting:
+    """Fit a network to patches, now; return it with its averaged weights and losses.
+
+    Parameters
+    ----------
+    network : GINet
+        Changed in place.
+    patches : Patches
+        Drawn pass after pass.
+    options : FitOptions, optional
+    validation : Patches, optional
+        Their RMSE over all bands, in digital numbers without 8 pixels of border, is logged as ``rmse``.
+    folder : Path, optional
+        Where logs, pictures of a validation patch and the state to resume from are kept. A run whose folder has a
+        state goes on from it, to the same weights as if it had not stopped.
+    progress : bool
+        Show a progress bar.
+
+    Raises
+    ------
+    ValueError
+        If no patch is free of missing pixels, or a run in the folder had other options.
+    """
+    options = options or FitOptions()
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    module = Fitting(network, options, pictures=folder / "pictures" if folder else None)
+    resume = folder / "last.ckpt" if folder and (folder / "last.ckpt").exists() else None
+    if resume:
+        positions = torch.load(resume, weights_only=True, map_location="cpu")["positions"]
+        epoch, position = positions[torch.distributed.get_rank() if _distributed() else 0]
+        patches.load_state_dict({"epoch": epoch, "position": position})
+    with _quiet():
+        trainer = pl.Trainer(
+            max_steps=options.steps,
+            accelerator=options.accelerator,
+            devices=options.devices,
+            strategy="ddp" if options.devices > 1 else "auto",
+            precision=options.precision,
+            logger=_logger(folder, options.log) if folder else False,
+            callbacks=[_saver(folder, options.save_every)] if folder else [],
+            enable_checkpointing=folder is not None,
+            enable_progress_bar=progress,
+            enable_model_summary=False,
+            val_check_interval=options.validate_every if validation else None,
+            check_val_every_n_epoch=None,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            log_every_n_steps=50,
+        )
+        trainer.fit(
+            module,
+            DataLoader(Stream(patches), options.batch_size),
+            DataLoader(validation, 1) if validation else None,
+            ckpt_path=str(resume) if resume else None,
+            weights_only=True if resume else None,
+        )
+    return module
+
+
+def _distributed() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _saver(folder: Path, every: int) -> pl.Callback:
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    return ModelCheckpoint(folder, filename="last", every_n_train_steps=every, enable_version_counter=False)
+
+
+def _logger(folder: Path, kind: str) -> Any:
+    from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+    return (TensorBoardLogger if kind == "tensorboard" else CSVLogger)(folder, name="", version="log")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's notes about hardware and workers to itself."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", PossibleUserWarning)
+        warnings.filterwarnings("ignore", message=".*exists and is not empty")  # the folder of a run that goes on
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def write_picture(path: Path, images: Sequence[np.ndarray]) -> None:
+    """Write images ``(6, y, x)`` of one size side by side in false colour, stretched alike, as a PNG."""
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning
+
+    bands = [BANDS_20M.index(band) for band in FALSE_COLOUR]
+    rgb = np.concatenate([image[bands] for image in images], axis=-1)
+    low, high = (np.percentile(images[-1][bands], q, axis=(1, 2))[:, None, None] for q in (1, 99))
+    pixels = (255 * np.clip((rgb - low) / np.maximum(high - low, 1e-6), 0, 1)).astype("uint8")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(path, "w", "PNG", pixels.shape[2], pixels.shape[1], 3, dtype="uint8") as file:
+            file.write(pixels)
 
 
 def adapt(
@@ -81,6 +331,7 @@ def adapt(
     batch_size: int = 8,
     learning_rate: float = 2e-4,
     options: PatchOptions | None = None,
+    progress: bool = False,
 ) -> Checkpoint:
     """Fine-tune weights on a cube at reduced scale, now, and store them as an ordinary checkpoint.
 
@@ -96,6 +347,8 @@ def adapt(
         With patches of 48 pixels a step of the packaged ``ginet-s`` takes about a second of one core.
     options : PatchOptions, optional
         Patches; without them the degradation is the one that the weights were trained for.
+    progress : bool
+        Show a progress bar.
 
     Returns
     -------
@@ -112,8 +365,9 @@ def adapt(
     """
     start = weights if isinstance(weights, Checkpoint) else load_checkpoint(weights)
     options = options or PatchOptions(degradation=start.card.get("degradation", "mtf"))
-    if steps < 1:
-        raise ValueError(f"steps={steps}: must be at least 1")
+    fitting = FitOptions(
+        steps=steps, batch_size=batch_size, learning_rate=learning_rate, warm_up=20, averaging=0.98, accelerator="cpu"
+    )
     if (start.config.bands, start.config.guide_bands, start.config.factor) != (BANDS_20M, BANDS_10M, 2):
         raise ValueError(
             f"{start.name} is for {', '.join(start.config.bands)} and factor {start.config.factor}; patches are of the "
@@ -121,14 +375,10 @@ def adapt(
         )
     if not Path(path).parent.is_dir():
         raise FileNotFoundError(f"no folder {Path(path).parent} to write the adapted weights to")
-    fit = Fit(start.network(), learning_rate=learning_rate, averaging=0.98)
-    losses = []
-    for step, batch in zip(range(steps), _endless(Patches([ds], options), batch_size), strict=False):
-        warm_up = min(1.0, (step + 1) / 20)
-        losses.append(fit.step(batch, rate=warm_up * 0.5 * (1 + math.cos(math.pi * step / steps))))
-    if not math.isfinite(losses[-1]):
+    fitted = fit(start.network(), Patches([ds], options), fitting, progress=progress)
+    if not math.isfinite(fitted.losses[-1]):
         raise ValueError(
-            f"the loss is {losses[-1]} after {steps} steps: nothing was written. Type a smaller learning_rate="
+            f"the loss is {fitted.losses[-1]} after {steps} steps: nothing was written. Type a smaller learning_rate="
         )
     card = {
         "task": start.card.get("task", "Sentinel-2 20 m to 10 m"),
@@ -137,23 +387,6 @@ def adapt(
         "adapted_on": np.atleast_1d(ds.attrs.get("source_items", [])).astype(str).tolist(),
         "steps": steps,
         "seed": options.seed,
-        "loss": {"first": losses[0], "last": losses[-1]},
+        "loss": {"first": fitted.losses[0], "last": fitted.losses[-1]},
     }
-    return save_checkpoint(path, fit.averaged, card)
-
-
-def _endless(patches: Patches, batch_size: int) -> Iterator[Sample]:
-    """Yield batches, pass after pass."""
-    epoch = 0
-    while True:
-        patches.set_epoch(epoch)
-        batches = 0
-        for batch in DataLoader(patches, batch_size=batch_size):
-            yield Sample(*batch)
-            batches += 1
-        if not batches:
-            raise ValueError(
-                f"no patch of {patches.options.size} pixels at 20 m is free of missing and cloudy pixels. Type a "
-                "smaller size"
-            )
-        epoch += 1
+    return save_checkpoint(path, fitted.averaged, card)
