@@ -1,4 +1,4 @@
-"""``ds.ginet``: each method is a docstring and one call."""
+"""``ds.ginet``, ``dt.ginet``: each method is a docstring and one call."""
 
 from __future__ import annotations
 
@@ -92,3 +92,39 @@ class GINetAccessor:
             progress=progress,
             compute=compute,
         )
+
+
+@xr.register_datatree_accessor("ginet")
+class GINetTreeAccessor:
+    """Super-resolution of an EOPF product, as ``xr.open_datatree(url, engine="zarr", chunks={})`` returns it."""
+
+    def __init__(self, tree: xr.DataTree) -> None:
+        self._tree = tree
+
+    def superresolve(
+        self,
+        *,
+        weights: str | Path | Checkpoint = "default",
+        depth: int | str = "exact",
+        device: str = "auto",
+        precision: Precision = "float32",
+        consistency: Consistency = "none",
+        self_ensemble: bool = False,
+    ) -> xr.DataTree:
+        """Return the product with its 20 m bands in ``measurements/reflectance/r10m`` too, lazily.
+
+        The new bands are float reflectance, missing as NaN, and carry in their attributes what made them; everything
+        else in the tree is as it was. Options are those of `xr_ginet.superresolve`.
+        """
+        from .sentinel2 import eopf
+
+        result = mapping.superresolve(
+            eopf.to_cube(self._tree),
+            weights=weights,
+            depth=depth,
+            device=device,
+            precision=precision,
+            consistency=consistency,
+            self_ensemble=self_ensemble,
+        )
+        return eopf.with_bands(self._tree, result)
