@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import stackstac
 import xarray as xr
 from conftest import no_compute, random_checkpoint, single_grid, two_grids
 from hypothesis import given, settings
@@ -16,6 +17,7 @@ import xr_ginet
 from xr_ginet.network import Checkpoint
 from xr_ginet.sentinel2.bands import BANDS, BANDS_10M, BANDS_20M
 from xr_ginet.sentinel2.layouts import to_reflectance
+from xr_ginet.simulation import simulate, write_cogs
 
 ALL_BANDS = (*BANDS_10M, *BANDS_20M)
 
@@ -215,14 +217,59 @@ def test_superresolve_of_a_repeated_cube_equals_that_of_the_two_grids(small: Che
     with no_compute():
         if start:
             with pytest.warns(UserWarning, match=r"1 row\(s\) and 0 column\(s\)"):
-                found = xr_ginet.superresolve(cube.chunk(), weights=small)
+                found = cube.chunk().ginet.superresolve(weights=small)
         else:
-            found = xr_ginet.superresolve(cube.chunk(), weights=small)
+            found = cube.chunk().ginet.superresolve(weights=small)
     for band in ALL_BANDS:
         assert_array_equal(found[band].values, expected[band].values)
     assert_array_equal(found["y"], expected["y"])
     assert_array_equal(found["x"], expected["x"])
     assert found.rio.crs == expected.rio.crs
+
+
+def test_what_stackstac_loads_at_10m_by_default_is_taken_apart(small: Checkpoint, tmp_path: Path) -> None:
+    scene = simulate((48, 64), seed=1)
+    item = write_cogs(
+        scene.fine,
+        scene.coarse,
+        tmp_path,
+        transform=scene.transform,
+        crs=scene.crs,
+        datetime="2024-06-01T10:56:31Z",
+        item_id="A",
+    )
+    expected = xr_ginet.open_stac([item])
+    cube = stackstac.stack([item], resolution=10, epsg=32630)  # corners as coordinates, float64, scaled
+    with no_compute():
+        found = xr_ginet.to_native(cube)
+    assert_array_equal(found["x_20m"], expected["x_20m"])
+    for band in ALL_BANDS:
+        np.testing.assert_allclose(found[band].values, expected[band].values, rtol=0, atol=1e-7)
+    raw = stackstac.stack(
+        [item],
+        resolution=10,
+        epsg=32630,
+        bounds=(600_010, 4_899_600, 600_510, 4_900_010),  # within a 20 m pixel, west and north
+        rescale=False,
+        dtype=np.dtype("uint16"),
+        fill_value=np.uint16(0),
+    )
+    with no_compute(), pytest.warns(UserWarning, match=r"1 row\(s\) and 2 column\(s\)"):
+        cut = xr_ginet.to_native(raw, scale=1e-4)
+    same = expected.sel({dim: cut[dim] for dim in ("y", "x", "y_20m", "x_20m")})
+    assert_same_bands(cut, same)
+    result = cube.astype("float32").ginet.superresolve(weights=small)
+    assert set(result.data_vars) == set(ALL_BANDS)
+    item["properties"]["earthsearch:boa_offset_applied"] = True
+    with pytest.warns(UserWarning, match=r"stackstac took it again \(rescale=True, its default\) .* 0.1 too dark"):
+        xr_ginet.to_native(stackstac.stack([item], resolution=10, epsg=32630))
+
+
+def test_a_stack_of_10m_bands_has_a_guide(small: Checkpoint) -> None:
+    cube = two_grids((4, 5))[list(BANDS_10M)].chunk()
+    assert_array_equal(stacked(cube).ginet.guide(weights=small), cube.ginet.guide(weights=small))
+    with pytest.raises(ValueError, match=r"cube is a DataArray with the dims \('y', 'x'\): none of band"):
+        cube["B02"].ginet.guide(weights=small)
 
 
 def test_interpolated_bands_raise_at_once_in_memory_and_when_computed_if_lazy() -> None:
@@ -302,6 +349,7 @@ def eopf_tree(numbers: dict[str, np.ndarray], form: int) -> xr.DataTree:
         }
         if form == 2025:
             attrs["_eopf_attrs"] = dict(attrs)
+            attrs["_FillValue"] = 0  # Zarr v2 keeps it as the array's fill_value
             attrs |= {"proj:epsg": 32630, "proj:transform": [size, 0, 600_000, 0, -size, 4_900_020, 0, 0, 1]}
         variables = {name.lower(): (("y", "x"), numbers[name], attrs) for name in bands}
         groups[f"/measurements/reflectance/r{size}m"] = xr.Dataset(variables, coords)

@@ -14,6 +14,7 @@ from numpy.testing import assert_array_equal
 
 import xr_ginet
 from xr_ginet.sentinel2.bands import BANDS, BANDS_10M, BANDS_20M
+from xr_ginet.sentinel2.safe import Product, read_radiometry
 
 OF_LEVEL = {"2A": "S2B_MSIL2A_20240830T100559_N0511_R022_T32TPS_20240830T134009"}
 OF_LEVEL["1C"] = "S2B_MSIL1C_20240830T100559_N0511_R022_T32TPS_20240830T121015"
@@ -159,6 +160,22 @@ def test_offsets_are_none_before_baseline_4_and_the_callers_where_given(
     cube = xr_ginet.open_safe(path, offset=-1000)
     assert cube["B03"].values[0] == pytest.approx((numbers["B03"].astype("f4") - 1000) * np.float32(1e-4))
     assert cube.attrs["radiometry"] == "offset -1000 given by the caller"
+
+
+def test_products_of_before_december_2016_are_found_by_their_names(tmp_path: Path) -> None:
+    product = tmp_path / "S2A_OPER_PRD_MSIL1C_PDMC_20160905T104813_R002_V20160905T005712_20160905T010424.SAFE"
+    granule = product / "GRANULE" / "S2A_OPER_MSI_L1C_TL_SGS__20160905T073438_A006291_T53HLA_N02.04"
+    image = granule / "IMG_DATA" / "S2A_OPER_MSI_L1C_TL_SGS__20160905T073438_A006291_T53HLA_B8A.jp2"
+    image.parent.mkdir(parents=True)
+    image.touch()
+    (granule / "S2A_OPER_MTD_L1C_TL_SGS__20160905T073438_A006291_T53HLA.xml").write_text("<tile/>")
+    (product / "S2A_OPER_MTD_SAFL1C_PDMC_20160905T104813_R002_V20160905T005712_20160905T010424.xml").write_text(
+        metadata("1C", baseline="02.04")
+    )
+    found = Product.find(product)
+    assert found.name == product.stem
+    assert found.image("B8A", 20) == str(image)
+    assert read_radiometry(found, ["B8A"])["B8A"].offset == 0
 
 
 def test_products_that_cannot_be_read_are_refused(numbers: dict[str, np.ndarray], tmp_path: Path) -> None:

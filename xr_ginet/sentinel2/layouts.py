@@ -6,6 +6,8 @@ bands with ``([time,] y_20m, x_20m)``, float reflectance, coordinates at pixel c
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import xarray as xr
 
@@ -45,6 +47,11 @@ def pair(
     Dataset
         Dims ``[time,] y, x`` and ``[time,] y_20m, x_20m``; reflectance float32 (float64 stays); as lazy as the input.
 
+    Warns
+    -----
+    UserWarning
+        If coordinates that stackstac has taken from Earth Search say that an offset may have been applied twice.
+
     Raises
     ------
     ValueError
@@ -62,6 +69,8 @@ def pair(
     >>> dict(cube.sizes)
     {'y': 8, 'x': 8, 'y_20m': 4, 'x_20m': 4}
     """
+    if scale is None:
+        warn_of_offset(ds_10m)
     ds_10m, ds_20m = unstack(ds_10m, "ds_10m"), unstack(ds_20m, "ds_20m")
     fine, coarse = _at_centres(bands_on(ds_10m, 10, "ds_10m"), bands_on(ds_20m, 20, "ds_20m"))
     check_nesting(Grid.from_coords(fine), Grid.from_coords(coarse))
@@ -111,6 +120,22 @@ def unstack(cube: xr.Dataset | xr.DataArray, argument: str) -> xr.Dataset:
     ds.attrs = {k: v for k, v in cube.attrs.items() if k == "radiometry" or str(k).startswith(("source_", "ginet_"))}
     crs = read_crs(cube)
     return ds.rio.write_crs(crs) if crs else ds
+
+
+def warn_of_offset(cube: xr.Dataset | xr.DataArray) -> None:
+    """Warn where stackstac has probably subtracted an offset that the catalogue's pixels no longer had.
+
+    Earth Search states both: that the offset was taken from the pixels, and the offset. stackstac applies the latter.
+    """
+    bands = [cube] if isinstance(cube, xr.DataArray) else list(cube.data_vars.values())
+    flags = [coord for name, coord in cube.coords.items() if str(name).endswith("boa_offset_applied")]
+    if any(np.issubdtype(b.dtype, np.floating) for b in bands) and any(flag.astype(bool).any() for flag in flags):
+        warnings.warn(
+            "the items say that the offset of 0.1 was taken from their pixels already (boa_offset_applied); if they "
+            "state it too, stackstac took it again (rescale=True, its default) and this cube is 0.1 too dark. Load "
+            "digital numbers, with rescale=False, and type scale=1e-4 here, or load with xr_ginet.open_stac",
+            stacklevel=3,
+        )
 
 
 def to_reflectance(

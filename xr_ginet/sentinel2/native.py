@@ -14,7 +14,7 @@ import xarray as xr
 
 from .bands import BANDS_20M, band_name
 from .grids import FINE_DIMS, TOLERANCE, Grid, read_crs
-from .layouts import bands_on, pair, shift, unstack
+from .layouts import bands_on, pair, shift, unstack, warn_of_offset
 
 
 def to_native(
@@ -48,7 +48,8 @@ def to_native(
     Warns
     -----
     UserWarning
-        If the cube starts or ends within a 20 m pixel; that row or column of 10 m pixels is left out.
+        If the cube starts or ends within a 20 m pixel; that row or column of 10 m pixels is left out. If an offset may
+        have been applied twice, as in `pair`.
 
     Raises
     ------
@@ -68,6 +69,8 @@ def to_native(
     """
     if "ginet_weights" in cube.attrs:
         raise ValueError("the cube's 20 m bands were super-resolved to 10 m already: there are no native pixels in it")
+    if scale is None:
+        warn_of_offset(cube)
     ds = unstack(cube, "cube")
     fine, repeated = (bands_on(ds, resolution, "cube") for resolution in (10, 20))
     first_row, first_column, corners = _lattice_phase(Grid.from_coords(ds), read_crs(ds))
@@ -101,7 +104,7 @@ def two_grids(cube: xr.Dataset | xr.DataArray) -> xr.Dataset:
     """Return a cube with its 20 m bands on their own grid, by `to_native` where all of them lie on the 10 m grid."""
     ds = unstack(cube, "cube")
     on_fine_grid = [set(FINE_DIMS) <= set(ds[v].dims) for v in ds.data_vars if band_name(str(v)) in BANDS_20M]
-    return to_native(ds) if on_fine_grid and all(on_fine_grid) else ds
+    return to_native(cube) if on_fine_grid and all(on_fine_grid) else ds
 
 
 def _lattice_phase(grid: Grid, crs: Any) -> tuple[int, int, bool]:
