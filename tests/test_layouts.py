@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import stackstac
 import xarray as xr
-from conftest import no_compute, random_checkpoint, single_grid, two_grids
+from conftest import needs_shared, no_compute, random_checkpoint, real_scene, single_grid, two_grids
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
@@ -265,6 +265,20 @@ def test_what_stackstac_loads_at_10m_by_default_is_taken_apart(small: Checkpoint
         xr_ginet.to_native(stackstac.stack([item], resolution=10, epsg=32630))
 
 
+@needs_shared
+@pytest.mark.filterwarnings("ignore:the cube cuts 20 m pixels")
+def test_a_real_scene_repeated_to_10m_comes_back_from_any_phase() -> None:
+    fine, coarse = real_scene("rastertools_T30TYP")
+    fine, coarse = fine.isel(y=slice(400), x=slice(400)), coarse.isel(y=slice(200), x=slice(200))
+    expected = xr_ginet.pair(fine, coarse, scale=1e-4)
+    repeats = np.arange(400) // 2
+    cube = fine.assign(coarse.isel(y=repeats, x=repeats).assign_coords(y=fine["y"], x=fine["x"])).chunk({"y": 150})
+    assert_same_bands(xr_ginet.to_native(cube, scale=1e-4), expected)
+    cut = xr_ginet.to_native(cube.isel(y=slice(1, None), x=slice(None, -3)), scale=1e-4)
+    inside = expected.isel(y=slice(2, None), y_20m=slice(1, None), x=slice(396), x_20m=slice(198))
+    assert_same_bands(cut, inside)
+
+
 def test_a_stack_of_10m_bands_has_a_guide(small: Checkpoint) -> None:
     cube = two_grids((4, 5))[list(BANDS_10M)].chunk()
     assert_array_equal(stacked(cube).ginet.guide(weights=small), cube.ginet.guide(weights=small))
@@ -317,6 +331,8 @@ def test_cubes_without_native_pixels_are_refused_when_the_graph_is_built(small: 
             xr_ginet.to_native(cube.assign_coords(x=cube["x"] + 3))
         with pytest.raises(ValueError, match="the cube's pixels are 20 by -10; 10 by -10, north-up"):
             xr_ginet.to_native(cube.isel(x=slice(None, None, 2)))
+        with pytest.raises(ValueError, match=r"pixels are 10 by 10; .* type ds.sortby\('y', ascending=False\)"):
+            xr_ginet.to_native(cube.isel(y=slice(None, None, -1)))
         with pytest.raises(ValueError, match="the cube has 8 by 3 pixels; whole 20 m pixels, two each way"):
             xr_ginet.to_native(cube.isel(x=slice(3)))
         with pytest.raises(ValueError, match="cube holds no 20 m band"):

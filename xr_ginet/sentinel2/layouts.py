@@ -128,8 +128,9 @@ def warn_of_offset(cube: xr.Dataset | xr.DataArray) -> None:
     Earth Search states both: that the offset was taken from the pixels, and the offset. stackstac applies the latter.
     """
     bands = [cube] if isinstance(cube, xr.DataArray) else list(cube.data_vars.values())
-    flags = [coord for name, coord in cube.coords.items() if str(name).endswith("boa_offset_applied")]
-    if any(np.issubdtype(b.dtype, np.floating) for b in bands) and any(flag.astype(bool).any() for flag in flags):
+    said = [coord.values.ravel() for name, coord in cube.coords.items() if str(name).endswith("boa_offset_applied")]
+    applied = any(value == 1 for values in said for value in values)  # NaN where an item says nothing
+    if applied and any(np.issubdtype(band.dtype, np.floating) for band in bands):
         warnings.warn(
             "the items say that the offset of 0.1 was taken from their pixels already (boa_offset_applied); if they "
             "state it too, stackstac took it again (rescale=True, its default) and this cube is 0.1 too dark. Load "

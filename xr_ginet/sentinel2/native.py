@@ -73,24 +73,9 @@ def to_native(
         warn_of_offset(cube)
     ds = unstack(cube, "cube")
     fine, repeated = (bands_on(ds, resolution, "cube") for resolution in (10, 20))
-    first_row, first_column, corners = _lattice_phase(Grid.from_coords(ds), read_crs(ds))
-    rows, columns = (
-        slice(start, start + (ds.sizes[dim] - start) // 2 * 2)
-        for dim, start in zip(FINE_DIMS, (first_row, first_column), strict=True)
-    )
-    if min(rows.stop - rows.start, columns.stop - columns.start) < 4:
-        raise ValueError(
-            f"the cube has {ds.sizes['y']} by {ds.sizes['x']} pixels; whole 20 m pixels, two each way, are needed"
-        )
-    left_out = {d: ds.sizes[d] - (s.stop - s.start) for d, s in zip(FINE_DIMS, (rows, columns), strict=True)}
-    if any(left_out.values()):
-        warnings.warn(
-            f"the cube cuts 20 m pixels in half at its edge: {left_out['y']} row(s) and {left_out['x']} column(s) of "
-            f"10 m pixels were left out; now rows {rows.start} to {rows.stop - 1} and columns {columns.start} to "
-            f"{columns.stop - 1}",
-            stacklevel=2,
-        )
-    fine, repeated = (part.isel(y=rows, x=columns) for part in (fine, repeated))
+    row, column, corners = _lattice_phase(Grid.from_coords(ds), read_crs(ds))
+    whole = _whole_pixels(ds.sizes["y"], ds.sizes["x"], row, column)
+    fine, repeated = (part.isel(whole) for part in (fine, repeated))
     if corners:
         fine, repeated = (shift(part, 0.5) for part in (fine, repeated))
     centres = {dim: repeated[dim].values.astype("float64").reshape(-1, 2).mean(1) for dim in FINE_DIMS}
@@ -122,7 +107,8 @@ def _lattice_phase(grid: Grid, crs: Any) -> tuple[int, int, bool]:
         raise ValueError(f"the cube is in {known.name}, not in UTM: its 20 m pixels were resampled. {how}")
     if np.abs(np.array([grid.dx - 10, grid.dy + 10])).max() > 10 * TOLERANCE / max(grid.shape):
         raise ValueError(
-            f"the cube's pixels are {grid.dx:.10g} by {grid.dy:.10g}; 10 by -10, north-up, are needed. {how}"
+            f"the cube's pixels are {grid.dx:.10g} by {grid.dy:.10g}; 10 by -10, north-up, are needed. {how}; where "
+            "rows run northwards, type ds.sortby('y', ascending=False)"
         )
     place = np.array([-grid.y0 / 10, grid.x0 / 10]) % 2
     corners = bool(np.allclose(place % 1, 0.5, atol=TOLERANCE))
@@ -135,6 +121,22 @@ def _lattice_phase(grid: Grid, crs: Any) -> tuple[int, int, bool]:
         )
     row, column = (phase % 2).astype(int).tolist()
     return row, column, corners
+
+
+def _whole_pixels(height: int, width: int, row: int, column: int) -> dict[str, slice]:
+    """Return the window of whole 20 m pixels of a 10 m grid, the first of which begins at a row and a column."""
+    rows, columns = (slice(start, start + (n - start) // 2 * 2) for n, start in ((height, row), (width, column)))
+    if min(rows.stop - rows.start, columns.stop - columns.start) < 4:
+        raise ValueError(f"the cube has {height} by {width} pixels; whole 20 m pixels, two each way, are needed")
+    left_out = height - (rows.stop - rows.start), width - (columns.stop - columns.start)
+    if any(left_out):
+        warnings.warn(
+            f"the cube cuts 20 m pixels in half at its edge: {left_out[0]} row(s) and {left_out[1]} column(s) of 10 m "
+            f"pixels were left out; now rows {rows.start} to {rows.stop - 1} and columns {columns.start} to "
+            f"{columns.stop - 1}",
+            stacklevel=3,
+        )
+    return {"y": rows, "x": columns}
 
 
 def _native_pixels(repeated: Any, band: str) -> Any:
