@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "store": STANDARD | {"dask", "sentinel2"},
     "training": STANDARD | {"scipy", "dask", "torch", "network", "sentinel2", "training"},
     "simulation": STANDARD | {"scipy", "sentinel2", "training", "simulation"},
-    "accessor": {"xarray", "mapping", "store"},
+    "accessor": {"xarray", "mapping", "sentinel2", "store"},
     "cli": {"typer"},
     "__init__": {"accessor"},
 }

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from .network import GINet, GINetConfig, from_authors, load_checkpoint, save_checkpoint
     from .sentinel2.catalog import open_stac
     from .sentinel2.layouts import pair
+    from .sentinel2.native import to_native
+    from .sentinel2.safe import open_safe
     from .store import to_zarr
 
 _HOMES = {
@@ -22,10 +24,12 @@ _HOMES = {
     "from_authors": "xr_ginet.network",
     "guide": "xr_ginet.mapping",
     "load_checkpoint": "xr_ginet.network",
+    "open_safe": "xr_ginet.sentinel2.safe",
     "open_stac": "xr_ginet.sentinel2.catalog",
     "pair": "xr_ginet.sentinel2.layouts",
     "save_checkpoint": "xr_ginet.network",
     "superresolve": "xr_ginet.mapping",
+    "to_native": "xr_ginet.sentinel2.native",
     "to_zarr": "xr_ginet.store",
 }
 """Where each public name lives; it is imported when first asked for."""
@@ -37,10 +41,12 @@ __all__ = [
     "from_authors",
     "guide",
     "load_checkpoint",
+    "open_safe",
     "open_stac",
     "pair",
     "save_checkpoint",
     "superresolve",
+    "to_native",
     "to_zarr",
 ]
 

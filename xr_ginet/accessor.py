@@ -1,4 +1,4 @@
-"""``ds.ginet``: each method is a docstring and one call."""
+"""``ds.ginet``, ``dt.ginet``: each method is a docstring and one call."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import xarray as xr
 
 from . import mapping, store
+from .sentinel2 import eopf
+from .sentinel2.layouts import unstack
 
 if TYPE_CHECKING:
     from .mapping.predictor import Consistency, Precision
@@ -18,14 +20,21 @@ if TYPE_CHECKING:
 
 
 @xr.register_dataset_accessor("ginet")
+@xr.register_dataarray_accessor("ginet")
 class GINetAccessor:
     """Super-resolution of a Sentinel-2 cube.
 
-    The cube is a two-grid Dataset, as `xr_ginet.open_stac` and `xr_ginet.pair` return it.
+    The cube is a two-grid Dataset, as `xr_ginet.open_stac`, `xr_ginet.open_safe`, `xr_ginet.pair` and
+    `xr_ginet.to_native` return it; `superresolve` takes 10 m cubes with repeated 20 m bands too. Of a DataArray the
+    bands along ``band`` are meant.
     """
 
-    def __init__(self, ds: xr.Dataset) -> None:
-        self._ds = ds
+    def __init__(self, cube: xr.Dataset | xr.DataArray) -> None:
+        self._cube = cube
+
+    @property
+    def _ds(self) -> xr.Dataset:
+        return unstack(self._cube, "cube")
 
     def superresolve(
         self,
@@ -42,7 +51,7 @@ class GINetAccessor:
     ) -> xr.Dataset:
         """Return all bands on the 10 m grid, lazily: see `xr_ginet.superresolve`."""
         return mapping.superresolve(
-            self._ds,
+            self._cube,
             weights=weights,
             depth=depth,
             device=device,
@@ -92,3 +101,37 @@ class GINetAccessor:
             progress=progress,
             compute=compute,
         )
+
+
+@xr.register_datatree_accessor("ginet")
+class GINetTreeAccessor:
+    """Super-resolution of an EOPF product, as ``xr.open_datatree(url, engine="zarr", chunks={})`` returns it."""
+
+    def __init__(self, tree: xr.DataTree) -> None:
+        self._tree = tree
+
+    def superresolve(
+        self,
+        *,
+        weights: str | Path | Checkpoint = "default",
+        depth: int | str = "exact",
+        device: str = "auto",
+        precision: Precision = "float32",
+        consistency: Consistency = "none",
+        self_ensemble: bool = False,
+    ) -> xr.DataTree:
+        """Return the product with its 20 m bands in ``measurements/reflectance/r10m`` too, lazily.
+
+        The new bands are float reflectance, missing as NaN, and carry in their attributes what made them; everything
+        else in the tree is as it was. Options are those of `xr_ginet.superresolve`.
+        """
+        result = mapping.superresolve(
+            eopf.to_cube(self._tree),
+            weights=weights,
+            depth=depth,
+            device=device,
+            precision=precision,
+            consistency=consistency,
+            self_ensemble=self_ensemble,
+        )
+        return eopf.with_bands(self._tree, result)

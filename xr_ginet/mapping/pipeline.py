@@ -18,6 +18,7 @@ from ..sentinel2.bands import BANDS
 from ..sentinel2.catalog import DEFAULT_COLLECTION, complete
 from ..sentinel2.grids import COARSE_DIMS, FINE_DIMS, Grid, check_nesting, read_crs
 from ..sentinel2.layouts import band_attrs, place
+from ..sentinel2.native import two_grids
 from .missing import FILL_RADIUS
 from .overlap import map_windows
 from .predictor import Consistency, Precision, Predictor
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def superresolve(
-    ds: xr.Dataset,
+    ds: xr.Dataset | xr.DataArray,
     *,
     weights: str | Path | Checkpoint = "default",
     depth: int | str = "exact",
@@ -44,9 +45,10 @@ def superresolve(
 
     Parameters
     ----------
-    ds : Dataset
+    ds : Dataset or DataArray
         Two-grid cube: B02 B03 B04 B08 with dims ``[time,] y, x`` and B05 B06 B07 B8A B11 B12 with ``[time,] y_20m,
-        x_20m``, float reflectance, chunked in any way. NaN is missing.
+        x_20m``, float reflectance, chunked in any way. NaN is missing. A 10 m cube whose 20 m bands were repeated by
+        nearest neighbour is taken apart first, see `xr_ginet.to_native`.
     weights : str, Path or Checkpoint
         Name of a packaged checkpoint or path of a safetensors file, which every worker must be able to read.
     depth : "exact" or int
@@ -76,7 +78,8 @@ def superresolve(
     ------
     ValueError
         If a band is missing, holds digital numbers or lies on the wrong grid; if the grids do not nest; if the depth
-        is not a multiple of 2; if CUDA is asked for and absent.
+        is not a multiple of 2; if CUDA is asked for and absent. When computed: if the 20 m bands of a 10 m cube were
+        interpolated.
     FileNotFoundError
         If there are no such weights.
 
@@ -86,6 +89,7 @@ def superresolve(
     """
     checkpoint = resolve_weights(weights)
     config = checkpoint.config
+    ds = two_grids(ds)
     if catalog is not None:
         ds = complete(ds, catalog, collection=collection, sign=sign, bands=config.bands)
     check_cube(ds, config)
@@ -216,7 +220,8 @@ def _check_bands(ds: xr.Dataset, names: tuple[str, ...], dims: tuple[str, str]) 
         if dims == COARSE_DIMS and set(FINE_DIMS) <= set(band.dims):
             raise ValueError(
                 f"{name} lies on the 10 m grid (dims {band.dims}): the network needs its native 20 m pixels, with dims "
-                f"{dims}. Load the 20 m bands at 20 m and join them with xr_ginet.pair(ds_10m, ds_20m)"
+                f"{dims}. Load the 20 m bands at 20 m and join them with xr_ginet.pair(ds_10m, ds_20m), or "
+                "take repeated ones back with xr_ginet.to_native(ds)"
             )
         strange = [str(d) for d in band.dims if d not in ("time", *dims)]
         if strange or not set(dims) <= set(band.dims):

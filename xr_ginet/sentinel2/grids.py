@@ -138,11 +138,13 @@ def check_nesting(fine: Grid, coarse: Grid, factor: int = 2) -> None:
 
 
 def read_crs(ds: xr.Dataset | xr.DataArray) -> CRS | None:
-    """Return the CRS that rioxarray finds in a cube, or None."""
+    """Return the CRS that rioxarray finds in a cube, or that of stackstac's coordinate ``epsg``, or None."""
     import rioxarray  # noqa: F401 - registers .rio
 
     if isinstance(ds, xr.Dataset) and "spatial_ref" in ds.data_vars:  # opened without decode_coords="all"
         ds = ds.set_coords("spatial_ref")
+    if ds.rio.crs is None and "epsg" in ds.coords and ds["epsg"].ndim == 0:
+        ds = ds.rio.write_crs(int(ds["epsg"]))
     return ds.rio.crs
 
 

@@ -6,44 +6,57 @@ bands with ``([time,] y_20m, x_20m)``, float reflectance, coordinates at pixel c
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import xarray as xr
 
 from .bands import BANDS, band_name, bands_of
-from .grids import COARSE_DIMS, FINE_DIMS, Grid, check_nesting, read_crs
+from .grids import COARSE_DIMS, FINE_DIMS, TOLERANCE, Grid, check_nesting, read_crs
 
-RADIOMETRIC_ATTRS = ("scale_factor", "add_offset", "_FillValue", "scale", "offset", "nodata", "units")
+RADIOMETRIC_ATTRS = ("scale_factor", "add_offset", "_FillValue", "fill_value", "scale", "offset", "nodata", "units")
+BAND_DIMS = ("band", "bands", "variable")
+"""What the dimension of stacked bands is called: by stackstac and rioxarray, by openEO, by `Dataset.to_dataarray`."""
 
 
 def pair(
-    ds_10m: xr.Dataset,
-    ds_20m: xr.Dataset,
+    ds_10m: xr.Dataset | xr.DataArray,
+    ds_20m: xr.Dataset | xr.DataArray,
     *,
     scale: float | None = None,
     offset: float = 0.0,
     nodata: float | None = 0,
 ) -> xr.Dataset:
-    """Return the two-grid Dataset of two Datasets that hold one resolution each.
+    """Return the two-grid Dataset of two cubes that hold one resolution each.
 
     Parameters
     ----------
-    ds_10m, ds_20m : Dataset
-        One variable per band with dims ``y, x`` or ``time, y, x``; lazy or not, chunked in any way. Names are ESA's
-        (B05) or catalogues' (rededge1); variables that are no Sentinel-2 band of that resolution are left out.
+    ds_10m, ds_20m : Dataset or DataArray
+        One variable per band with dims ``y, x`` or ``time, y, x``, or bands stacked along ``band``; lazy or not,
+        chunked in any way. Names are ESA's (B05, b05, B05_20m) or catalogues' (rededge1); what is no Sentinel-2 band
+        of that resolution is left out. Coordinates are centres, or the pixels' upper left corners on both grids, as
+        stackstac has them unless told otherwise.
     scale, offset, nodata : float, optional
         For bands that hold digital numbers: reflectance is ``digital_number * scale + offset``, and missing where the
         digital number is ``nodata``. Integer bands need a ``scale``, here or as an attribute ``scale_factor``; float
-        bands without one are reflectance already.
+        bands without one are reflectance already. Bands that xarray has decoded are not scaled again; where their
+        store names no ``_FillValue``, what ``nodata`` was decoded to is missing.
 
     Returns
     -------
     Dataset
         Dims ``[time,] y, x`` and ``[time,] y_20m, x_20m``; reflectance float32 (float64 stays); as lazy as the input.
 
+    Warns
+    -----
+    UserWarning
+        If coordinates that stackstac has taken from Earth Search say that an offset may have been applied twice.
+
     Raises
     ------
     ValueError
-        If no band is found, integer bands have no scale, the grids do not nest exactly, or times or CRS differ.
+        If no band is found or one is found twice, integer bands have no scale, decoded bands are given one, the grids
+        do not nest exactly, or times or CRS differ.
 
     Examples
     --------
@@ -56,8 +69,10 @@ def pair(
     >>> dict(cube.sizes)
     {'y': 8, 'x': 8, 'y_20m': 4, 'x_20m': 4}
     """
-    fine = _bands_of(ds_10m, 10, "ds_10m")
-    coarse = _bands_of(ds_20m, 20, "ds_20m")
+    if scale is None:
+        warn_of_offset(ds_10m)
+    ds_10m, ds_20m = unstack(ds_10m, "ds_10m"), unstack(ds_20m, "ds_20m")
+    fine, coarse = _at_centres(bands_on(ds_10m, 10, "ds_10m"), bands_on(ds_20m, 20, "ds_20m"))
     check_nesting(Grid.from_coords(fine), Grid.from_coords(coarse))
     _check_times(fine, coarse)
     crs_fine, crs_coarse = read_crs(ds_10m), read_crs(ds_20m)
@@ -72,18 +87,80 @@ def pair(
     return describe(cube, crs=crs_fine or crs_coarse)
 
 
+def unstack(cube: xr.Dataset | xr.DataArray, argument: str) -> xr.Dataset:
+    """Return stacked bands as one variable each, under its ESA name where it has one; Datasets as they are.
+
+    A band is known by its label or by any other coordinate along the bands (stackstac's ``common_name``), or by what
+    rioxarray makes of the descriptions in a GeoTIFF.
+
+    Raises
+    ------
+    ValueError
+        If there is no dimension of bands, nothing names them, or two have one name.
+    """
+    if isinstance(cube, xr.Dataset):
+        return cube
+    dim = next((d for d in BAND_DIMS if d in cube.dims), None)
+    if dim is None:
+        raise ValueError(
+            f"{argument} is a DataArray with the dims {cube.dims}: none of {', '.join(BAND_DIMS)} tells its bands "
+            "apart. Stack them along 'band', or pass a Dataset with one variable per band"
+        )
+    names = [next((n for label in labels if (n := band_name(label))), labels[0]) for labels in _labels(cube, dim)]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(
+            f"{argument} holds {', '.join(twice)} more than once along {dim!r}, whose labels are "
+            f"{', '.join(map(str, cube[dim].values))}. Select one of each: {argument}.sel({dim}=[…])"
+        )
+    kept = {*cube.dims, "time", "spatial_ref"}
+    bands = {name: cube.isel({dim: i}, drop=True) for i, name in enumerate(names)}
+    ds = xr.Dataset({name: band.drop_vars([c for c in band.coords if c not in kept]) for name, band in bands.items()})
+    for name in names:
+        ds[name].attrs = {key: value for key, value in cube.attrs.items() if key in RADIOMETRIC_ATTRS}
+    ds.attrs = {k: v for k, v in cube.attrs.items() if k == "radiometry" or str(k).startswith(("source_", "ginet_"))}
+    crs = read_crs(cube)
+    return ds.rio.write_crs(crs) if crs else ds
+
+
+def warn_of_offset(cube: xr.Dataset | xr.DataArray) -> None:
+    """Warn where stackstac has probably subtracted an offset that the catalogue's pixels no longer had.
+
+    Earth Search states both: that the offset was taken from the pixels, and the offset. stackstac applies the latter.
+    """
+    bands = [cube] if isinstance(cube, xr.DataArray) else list(cube.data_vars.values())
+    said = [coord.values.ravel() for name, coord in cube.coords.items() if str(name).endswith("boa_offset_applied")]
+    applied = any(value == 1 for values in said for value in values)  # NaN where an item says nothing
+    if applied and any(np.issubdtype(band.dtype, np.floating) for band in bands):
+        warnings.warn(
+            "the items say that the offset of 0.1 was taken from their pixels already (boa_offset_applied); if they "
+            "state it too, stackstac took it again (rescale=True, its default) and this cube is 0.1 too dark. Load "
+            "digital numbers, with rescale=False, and type scale=1e-4 here, or load with xr_ginet.open_stac",
+            stacklevel=3,
+        )
+
+
 def to_reflectance(
     band: xr.DataArray, *, scale: float | None = None, offset: float = 0.0, nodata: float | None = 0
 ) -> xr.DataArray:
     """Return a band as float reflectance, lazily where it is lazy.
 
-    Digital numbers are scaled by ``scale`` and ``offset``, or by the attributes ``scale_factor`` and ``add_offset``.
+    Digital numbers are scaled by ``scale`` and ``offset``, or by the attributes ``scale_factor`` and ``add_offset``. A
+    band that xarray has decoded, which its encoding tells, is not scaled again.
     """
-    if scale is None and "scale_factor" in band.attrs:
+    is_float = np.issubdtype(band.dtype, np.floating)
+    if is_float and band.encoding.get("scale_factor", 1) != 1:
+        if scale is not None:
+            raise ValueError(
+                f"{band.name} was scaled already, by {band.encoding['scale_factor']:g} when xarray opened it; scale="
+                f"{scale:g} would do it twice. Leave scale and offset out, or open with mask_and_scale=False"
+            )
+        return _mask_decoded(band, nodata)
+    # GDAL says of any raster that its scale is 1: of digital numbers that tells nothing.
+    if scale is None and band.attrs.get("scale_factor", 1) != 1:
         scale, offset = float(band.attrs["scale_factor"]), float(band.attrs.get("add_offset", 0.0))
-        nodata = band.attrs.get("_FillValue", nodata)
+        nodata = band.attrs.get("_FillValue", band.attrs.get("fill_value", nodata))
     if scale is None:
-        if np.issubdtype(band.dtype, np.floating):
+        if is_float:
             return band
         raise ValueError(
             f"{band.name} is {band.dtype}: digital numbers, and no attribute scale_factor says what they mean. Type "
@@ -149,7 +226,49 @@ def band_attrs(name: str) -> dict[str, object]:
     }
 
 
-def _bands_of(ds: xr.Dataset, resolution: int, argument: str) -> xr.Dataset:
+def _mask_decoded(band: xr.DataArray, nodata: float | None) -> xr.DataArray:
+    """Return a decoded band without what ``nodata`` became, where its store did not tell xarray what is missing.
+
+    EOPF products in Zarr 3 call it ``fill_value``, which xarray does not read: 0 is decoded to -0.1.
+    """
+    nodata = band.attrs.get("fill_value", nodata)
+    if nodata is None or "_FillValue" in band.encoding:
+        return band
+    scale, offset = float(band.encoding["scale_factor"]), float(band.encoding.get("add_offset", 0.0))
+    decoded = nodata * scale + offset
+    return band.where(abs(band - decoded) >= abs(scale) / 2)
+
+
+def _labels(cube: xr.DataArray, dim: str) -> list[list[str]]:
+    """Return, for each band, everything that may name it, its own label first."""
+    coords = sorted((c for c in cube.coords.values() if c.dims == (dim,)), key=lambda c: c.name != dim)
+    columns = [[str(value) for value in c.values] for c in coords]
+    described = cube.attrs.get("long_name")
+    if isinstance(described, tuple | list) and len(described) == cube.sizes[dim]:
+        columns.append([str(value) for value in described])
+    if not columns:
+        raise ValueError(
+            f"no coordinate along {dim!r} names the bands. Type .assign_coords({dim}=['B02', …]) in their order"
+        )
+    return [list(labels) for labels in zip(*columns, strict=True)]
+
+
+def _at_centres(fine: xr.Dataset, coarse: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
+    """Return both parts with centres as coordinates; corners show by grids that start alike, but for half pixels."""
+    a, b = Grid.from_coords(fine), Grid.from_coords(coarse)
+    found, expected = (b.x0 - a.x0, b.y0 - a.y0), ((a.dx - b.dx) / 2, (a.dy - b.dy) / 2)
+    if b.dx != a.dx and np.allclose(found, expected, rtol=0, atol=TOLERANCE * abs(a.dx)):
+        return shift(fine, 0.5), shift(coarse, 0.5)
+    return fine, coarse
+
+
+def shift(ds: xr.Dataset, pixels: float) -> xr.Dataset:
+    """Return a Dataset whose coordinates are moved along its axes, by so many pixels."""
+    grid = Grid.from_coords(ds)
+    return ds.assign_coords(y=ds["y"] + pixels * grid.dy, x=ds["x"] + pixels * grid.dx)
+
+
+def bands_on(ds: xr.Dataset, resolution: int, argument: str) -> xr.Dataset:
     """Return the bands of one resolution under their ESA names, dims in order."""
     names = {v: band_name(str(v)) for v in ds.data_vars}
     names = {v: n for v, n in names.items() if n and BANDS[n].resolution == resolution}
@@ -158,6 +277,10 @@ def _bands_of(ds: xr.Dataset, resolution: int, argument: str) -> xr.Dataset:
             f"{argument} holds no {resolution} m band of Sentinel-2; its variables are "
             f"{', '.join(map(str, ds.data_vars)) or 'none'}, and the bands are {', '.join(bands_of(resolution))}"
         )
+    found = list(names.values())
+    if twice := {name: [str(v) for v in names if names[v] == name] for name in found if found.count(name) > 1}:
+        name, variables = next(iter(twice.items()))
+        raise ValueError(f"{argument} holds {name} more than once, as {', '.join(variables)}: drop all but one")
     for variable in names:
         strange = [str(d) for d in ds[variable].dims if d not in ("time", *FINE_DIMS)]
         if strange or not set(FINE_DIMS) <= set(ds[variable].dims):

@@ -1,0 +1,233 @@
+"""SAFE products of ESA, as folder or zip, to the two-grid cube of reflectance.
+
+Which file is which band is read from names, what digital numbers mean from the product's metadata. Pixels are read by
+GDAL, also out of the zip, when Dask asks for them.
+
+References
+----------
+ESA, Sentinel-2 Products Specification Document (S2-PDGS-TAS-DI-PSD), sections 4.6.3 and 4.9 (L1C and L2A products).
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+from xml.etree import ElementTree
+
+import numpy as np
+import xarray as xr
+
+from .bands import BANDS_10M, BANDS_20M, bands_of
+from .grids import COARSE_DIMS, FINE_DIMS
+from .layouts import pair, place
+from .radiometry import OFFSET_BASELINE, Radiometry
+
+BAND_IDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
+"""What the metadata's ``band_id`` counts."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """The files of one product."""
+
+    name: str
+    """Of the product, without ``.SAFE``."""
+    root: str
+    """What GDAL puts before the name of a file."""
+    files: tuple[str, ...]
+    """Relative to the root."""
+    metadata: ElementTree.Element
+    """Of the product: MTD_MSIL1C.xml or MTD_MSIL2A.xml."""
+
+    @classmethod
+    def find(cls, path: str | Path) -> Product:
+        """Return the product at a path: its folder, its zip or its metadata file.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is nothing.
+        ValueError
+            If there is no Sentinel-2 product of level 1C or 2A, or more than one.
+        """
+        path = Path(path).absolute()
+        if path.suffix == ".xml":
+            path = path.parent
+        if path.is_dir():
+            root, files = str(path), [f.relative_to(path).as_posix() for f in path.rglob("*") if f.is_file()]
+        elif zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                root, files = f"/vsizip/{path}", archive.namelist()
+        elif path.exists():
+            raise ValueError(f"{path} is neither a folder nor a zip: pass the .SAFE folder or the .zip of a product")
+        else:
+            raise FileNotFoundError(f"no product at {path}")
+        found = [f for f in files if re.search(r"(^|/)(MTD_MSI|S2\w+_MTD_SAF)L(1C|2A)\w*\.xml$", f)]
+        if len(found) != 1:
+            raise ValueError(
+                f"{path} holds {len(found)} files of product metadata (MTD_MSIL1C.xml or MTD_MSIL2A.xml)"
+                f"{': ' + ', '.join(sorted(found)[:3]) if found else ''}. Pass the .SAFE folder or .zip of one product"
+            )
+        name = re.sub(r"(\.SAFE|\.zip)+$", "", Path(found[0]).parent.name or path.name)
+        return cls(name, root, tuple(sorted(files)), ElementTree.fromstring(_content(path, found[0])))
+
+    def image(self, name: str, resolution: int) -> str:
+        """Return what GDAL opens for a band or a map at a resolution.
+
+        Raises
+        ------
+        ValueError
+            If there is no such image, or one for each of several tiles.
+        """
+        pattern = rf"/IMG_DATA/(?:R{resolution}m/\w+_{name}_{resolution}m|\w+_{name})\.jp2$"
+        found = [f for f in self.files if re.search(pattern, f"/{f}")]
+        if len(found) > 1:
+            raise ValueError(
+                f"{self.name} holds {name} of {len(found)} tiles: only products of one tile, as since December 2016, "
+                "are read"
+            )
+        if not found:
+            images = sorted({match for f in self.files for match in re.findall(r"IMG_DATA/.*_(B\w\w)", f)})
+            raise ValueError(
+                f"{self.name} has no {name} at {resolution} m under GRANULE/*/IMG_DATA; it has "
+                f"{', '.join(images) or 'no image'}. The product may not be whole: get it again, or name bands="
+            )
+        return f"{self.root}/{found[0]}"
+
+    def texts(self, tag: str) -> list[tuple[dict[str, str], str]]:
+        """Return the attributes and text of each element of the metadata whose name ends with a tag."""
+        return [(e.attrib, (e.text or "").strip()) for e in self.metadata.iter() if e.tag.endswith(tag)]
+
+
+def open_safe(
+    path: str | Path,
+    *,
+    chunks: int = 1024,
+    offset: float | Literal["auto"] = "auto",
+    bands: Sequence[str] = (*BANDS_10M, *BANDS_20M),
+) -> xr.Dataset:
+    """Return the lazy two-grid cube of reflectance of a SAFE product, of level 1C or 2A.
+
+    Parameters
+    ----------
+    path : str or Path
+        The ``.SAFE`` folder, its ``MTD_MSIL*.xml``, or the ``.zip`` that holds it, which is not unpacked.
+    chunks : int
+        Pixels per chunk and axis at 10 m, even; 20 m bands get half of it. ESA's images are compressed in tiles of
+        1024 pixels at 10 m and 640 at 20 m.
+    offset : "auto" or number
+        Digital numbers to add; ``"auto"`` is what the product's metadata says, or 0 before processing baseline 04.00.
+    bands : sequence of str
+        ESA names of the bands to load, some of 10 m and some of 20 m.
+
+    Returns
+    -------
+    Dataset
+        Dims ``time, y, x`` and ``time, y_20m, x_20m``; one time; float32 reflectance, NaN where the digital number is
+        0; lazy, chunked. L2A products have the scene classification ``SCL`` too, uint8 at 20 m.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is nothing at the path.
+    ValueError
+        If there is no product of level 1C or 2A, it lacks a band or holds several tiles, or its metadata does not tell
+        what digital numbers mean.
+    """
+    if chunks < 2 or chunks % 2:
+        raise ValueError(f"chunks={chunks}: must be an even number of 10 m pixels, so that 20 m chunks nest")
+    if unknown := [band for band in bands if band not in (*BANDS_10M, *BANDS_20M)]:
+        raise ValueError(f"bands holds {', '.join(unknown)}: must be among {', '.join((*BANDS_10M, *BANDS_20M))}")
+    product = Product.find(path)
+    meaning = read_radiometry(product, bands, offset)
+    time = _start_time(product)
+    fine, coarse = (
+        xr.Dataset(
+            {
+                name: _reflectance(_read(product, name, resolution, chunks), meaning[name])
+                for name in bands
+                if name in bands_of(resolution)
+            }
+        )
+        for resolution in (10, 20)
+    )
+    cube = pair(fine, coarse).expand_dims(time=[time])
+    if any(re.search(r"_SCL_20m\.jp2$", f) for f in product.files):
+        classes = _read(product, "SCL", 20, chunks).rename(dict(zip(FINE_DIMS, COARSE_DIMS, strict=True)))
+        cube["SCL"] = classes.variable.set_dims({"time": 1, **classes.sizes})
+        cube["SCL"].attrs = {"long_name": "scene classification"}
+    reasons = "; ".join(sorted({meaning[name].reason for name in bands}))
+    return place(cube, crs=cube.rio.crs).assign_attrs(source_items=[product.name], radiometry=reasons)
+
+
+def read_radiometry(
+    product: Product, bands: Sequence[str], offset: float | Literal["auto"] = "auto"
+) -> Mapping[str, Radiometry]:
+    """Return what the digital numbers of each band mean, by the product's metadata.
+
+    Raises
+    ------
+    ValueError
+        If the metadata states no quantification value, or no offset where its processing baseline has one.
+    """
+    quantification = [text for _, text in product.texts("QUANTIFICATION_VALUE") if text]
+    of_bands = [text for _, text in product.texts("BOA_QUANTIFICATION_VALUE")] or quantification
+    if not of_bands:
+        raise ValueError(f"{product.name}: no QUANTIFICATION_VALUE in its metadata, so its scale cannot be told")
+    scale = 1 / float(of_bands[0])
+    if offset != "auto":
+        return {name: Radiometry(scale, float(offset), f"offset {offset:g} given by the caller") for name in bands}
+    stated = {
+        BAND_IDS[int(attributes["band_id"])]: float(text)
+        for tag in ("RADIO_ADD_OFFSET", "BOA_ADD_OFFSET")
+        for attributes, text in product.texts(tag)
+    }
+    baseline = next((text for _, text in product.texts("PROCESSING_BASELINE")), "unknown")
+    before = re.fullmatch(r"\d\d\.\d\d", baseline) is not None and float(baseline) < OFFSET_BASELINE
+    missing = [name for name in bands if name not in stated]
+    if missing and (stated or not before):
+        raise ValueError(
+            f"{product.name}: its metadata states no offset for {', '.join(missing)}, and its processing baseline is "
+            f"{baseline}. Type offset=0 or offset=-1000"
+        )
+    if not stated:
+        reason = f"offset 0: none stated, processing baseline {baseline}"
+        return {name: Radiometry(scale, 0.0, reason) for name in bands}
+    return {
+        name: Radiometry(scale, stated[name], f"offset {stated[name]:g} as the product's metadata states")
+        for name in bands
+    }
+
+
+def _content(path: Path, file: str) -> bytes:
+    """Return a file of a folder or of a zip."""
+    if path.is_dir():
+        return (path / file).read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        return archive.read(file)
+
+
+def _start_time(product: Product) -> np.datetime64:
+    text = next((text for _, text in product.texts("PRODUCT_START_TIME")), None)
+    if not text:
+        raise ValueError(f"{product.name}: no PRODUCT_START_TIME in its metadata")
+    return np.datetime64(text.removesuffix("Z"), "ns")
+
+
+def _read(product: Product, name: str, resolution: int, chunks: int) -> xr.DataArray:
+    """Return an image, lazily, one task and one file handle per chunk and thread."""
+    import rioxarray
+
+    size = chunks * 10 // resolution
+    image: Any = rioxarray.open_rasterio(product.image(name, resolution), chunks={"y": size, "x": size}, lock=False)
+    return image.squeeze("band", drop=True)
+
+
+def _reflectance(digital_number: xr.DataArray, meaning: Radiometry) -> xr.DataArray:
+    offset, scale = np.float32(meaning.offset), np.float32(meaning.scale)
+    reflectance = ((digital_number.astype("float32") + offset) * scale).where(digital_number != 0)
+    return reflectance.drop_attrs(deep=False)
