@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
+import subprocess
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import attention
+import numpy as np
 import pytest
 import quality
+import torch
 import train_default
 from conftest import SHARED, needs_shared
+from numpy.testing import assert_allclose
 
 from xr_ginet.network import load_checkpoint
+from xr_ginet.sentinel2.bands import BANDS, BANDS_20M
+from xr_ginet.training import degradation, fit
+
+GPU_KIT = Path(attention.__file__).parent / "gpu"
+
+
+def gpu_kit(name: str) -> ModuleType:
+    """Return a script of benchmarks/gpu as a module."""
+    spec = importlib.util.spec_from_file_location(f"gpu_{name}", GPU_KIT / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_attention_benchmark_writes_its_table(tmp_path: Path) -> None:
@@ -37,3 +57,35 @@ def test_training_script_writes_a_checkpoint_with_its_card(tmp_path: Path, monke
     card = load_checkpoint(tmp_path / "weights.safetensors").card
     assert card["degradation"] == "mtf"
     assert card["steps"] > 3
+
+
+def test_gpu_kit_degrades_and_judges_as_the_package_does() -> None:
+    train = gpu_kit("train")
+    image = np.random.default_rng(0).random((6, 24, 32), "float32")
+    gains = [BANDS[b].mtf_gain for b in BANDS_20M]
+    assert_allclose(train.degrade(torch.from_numpy(image), gains), degradation.degrade(image, BANDS_20M), atol=1e-6)
+    box = degradation.degrade(image, BANDS_20M, degradation="box")
+    assert_allclose(train.degrade(torch.from_numpy(image), None), box, atol=1e-6)
+    truth, estimate, hs = torch.rand(2, 6, 8, 8), torch.rand(2, 6, 8, 8), torch.rand(2, 6, 4, 4)
+    assert_allclose(train.relative_error(estimate, truth, hs), fit.relative_error(estimate, truth, hs), rtol=1e-6)
+
+
+@needs_shared
+def test_gpu_kit_trains_in_pieces_with_torch_and_numpy_alone(tmp_path: Path) -> None:
+    data, state = tmp_path / "data.npz", tmp_path / "state.pt"
+    places = ("ben_T33UUP_20170613_87_48",), ("ben_T35VPK_20170924_41_29",)
+    gpu_kit("pack").pack(SHARED / "scenes", data, *places)
+    bare = "import sys, runpy; sys.modules |= dict.fromkeys(('xarray', 'dask', 'scipy', 'safetensors')); "
+    bare += "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    command = [sys.executable, "-c", bare, str(GPU_KIT / "train.py"), "--data", str(data), "--state", str(state)]
+    command += ["--minutes", "0.02", "--total-minutes", "1", "--features", "4", "--stages", "1", "--batch", "2"]
+    first, second = (
+        json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+        for _ in range(2)
+    )
+    assert 0 < first["step"] < second["step"]
+    assert second["elapsed"] > first["elapsed"] + 1
+    gpu_kit("convert").convert(state, tmp_path / "ginet.safetensors")
+    card = load_checkpoint(tmp_path / "ginet.safetensors").card
+    assert card["steps"] == second["step"]
+    assert card["rmse_validation"] == second["rmse"]

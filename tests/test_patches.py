@@ -13,7 +13,7 @@ from numpy.testing import assert_allclose
 
 from xr_ginet.sentinel2.bands import BANDS_10M, BANDS_20M
 from xr_ginet.training import patches as module
-from xr_ginet.training.degradation import degrade
+from xr_ginet.training.degradation import degrade, mtf_mean
 from xr_ginet.training.patches import Patches, PatchOptions
 
 PLAIN = {"size": 8, "augment": False, "buffer": 5, "prefetch": 2}
@@ -48,7 +48,7 @@ def test_a_pass_covers_all_pixels_once_and_reads_each_chunk_once(monkeypatch: py
     dataset = Patches(cubes, PatchOptions(**PLAIN))
     reads: Counter = Counter()
     read = dataset._read
-    monkeypatch.setattr(dataset, "_read", lambda unit: (reads.update([str(unit)]), read(unit))[1])
+    monkeypatch.setattr(dataset, "_read", lambda unit, gains: (reads.update([str(unit)]), read(unit, gains))[1])
     seen = Counter(identity(sample) for sample in dataset)
     assert sum(seen.values()) == 2 * 6 * 4 + 4 * 4
     assert set(seen.values()) == {1}
@@ -88,7 +88,7 @@ def test_a_pass_goes_on_where_it_was_left_and_reads_only_what_matters(stop: int)
     resumed.load_state_dict(state)
     reads: list = []
     read = resumed._read
-    resumed._read = lambda unit: (reads.append(unit), read(unit))[1]  # type: ignore[method-assign]
+    resumed._read = lambda unit, gains: (reads.append(unit), read(unit, gains))[1]  # type: ignore[method-assign]
     assert [identity(s) for s in resumed] == whole[stop:]
     assert len(reads) <= 12 - (stop - 5 - 4) // 4  # what was wholly used up is not read again
     assert resumed.state_dict()["position"] == 0
@@ -185,7 +185,77 @@ def test_memory_is_bounded_by_the_buffer() -> None:
     assert held_most <= 2 * (PLAIN["buffer"] + 4)
 
 
+def test_each_band_has_a_gain_of_its_own_shared_by_its_input_and_truth() -> None:
+    cube = chunked((16, 16), n_times=None)
+    [plain] = Patches([cube], PatchOptions(size=16, augment=False))
+    options = PatchOptions(size=16, gain_spread=0.0, band_gain_spread=0.08)
+    dataset = Patches([cube], options)
+    [patch] = dataset._plan(0, 1)[0]
+    [sample] = dataset
+    ratios = [(s.mean((1, 2)) / p.mean((1, 2))).numpy() for s, p in zip(sample, plain, strict=True)]
+    assert_allclose(np.concatenate(ratios[:2]), patch.gains, rtol=1e-5)
+    assert_allclose(ratios[1], ratios[2], rtol=1e-5)
+    assert 0.02 < np.log(patch.gains).std() < 0.2
+    [again] = Patches([cube], options)
+    assert identity(sample) == identity(again)
+    [common] = Patches([cube], PatchOptions(size=16))._plan(0, 1)[0]
+    assert len(set(common.gains)) == 1
+
+
+def test_the_blur_is_jittered_per_chunk_and_pass_and_repeats_with_the_seed() -> None:
+    cube = chunked((32, 16), n_times=None)
+    options = PatchOptions(size=16, augment=False, gain_jitter=0.02)
+    dataset = Patches([cube], options)
+    gains = dataset._mtf_gains(0, 0)
+    assert len({*gains, *dataset._mtf_gains(0, 1), *dataset._mtf_gains(1, 0)}) == 30
+    truth = np.stack([cube[b].values[:16] for b in BANDS_20M]).astype("float32")
+    samples = {identity(s): s for s in dataset}
+    sample = samples[truth.tobytes()]
+    assert_allclose(sample.hs, mtf_mean(truth, 2, gains[4:]), atol=1e-6)
+    assert np.abs(sample.hs.numpy() - degrade(truth, BANDS_20M)).max() > 1e-4
+    assert all(torch.equal(samples[identity(s)].hs, s.hs) for s in Patches([cube], options))
+    dataset.set_epoch(1)
+    assert not any(torch.equal(samples[identity(s)].hs, s.hs) for s in dataset)
+
+
+@pytest.mark.parametrize("samples", [5, 40])
+def test_every_rank_yields_as_many_samples_as_asked(monkeypatch: pytest.MonkeyPatch, samples: int) -> None:
+    options = PatchOptions(**PLAIN | {"samples": samples})
+    seen = []
+    for share in range(5):  # twelve chunks, so shares of two or three, of four patches each
+        monkeypatch.setattr(module, "_share", lambda share=share: (share, 5))
+        ours = [identity(s) for s in Patches([chunked()], options)]
+        assert len(ours) == samples
+        seen.append(Counter(ours))
+    assert sum(len(ours) for ours in seen) == len(set().union(*seen))  # repeated within a rank, never between two
+    for ours in seen:
+        assert max(ours.values()) - min(ours.values()) <= 1
+
+
+@pytest.mark.parametrize("stop", [3, 48, 70, 100])
+def test_a_pass_of_several_rounds_goes_on_where_it_was_left(stop: int) -> None:
+    options = PatchOptions(**PLAIN | {"augment": True, "samples": 100})
+    whole = [identity(s) for s in Patches([chunked()], options)]
+    assert len(set(whole[:48]) & set(whole[48:96])) == 0  # augmented differently
+    first = Patches([chunked()], options)
+    begun = iter(first)
+    assert [identity(next(begun)) for _ in range(stop)] == whole[:stop]
+    resumed = Patches([chunked()], options)
+    resumed.load_state_dict(first.state_dict())
+    assert [identity(s) for s in resumed] == whole[stop:]
+
+
+def test_a_share_without_patches_cannot_keep_in_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_share", lambda: (12, 13))
+    with pytest.raises(ValueError, match="samples=5, but share 12 of 13 has no patch of 8 pixels"):
+        list(Patches([chunked()], PatchOptions(**PLAIN | {"samples": 5})))
+
+
 def test_patches_refuse() -> None:
+    with pytest.raises(ValueError, match="samples=0: must be at least 1"):
+        Patches([chunked()], PatchOptions(size=8, samples=0))
+    with pytest.raises(ValueError, match=r"gain_jitter=0.02 with degradation='box': only the blur of 'mtf'"):
+        Patches([chunked()], PatchOptions(size=8, degradation="box", gain_jitter=0.02))
     with pytest.raises(ValueError, match="size=7: must be a positive multiple of 2"):
         Patches([chunked()], PatchOptions(size=7))
     with pytest.raises(ValueError, match="cube 1 lacks B12"):

@@ -6,7 +6,8 @@ there are and in what order is decided by the seed and the epoch alone, before a
 repeated, split between processes without duplicates, and taken up in its middle, reading only chunks that still
 matter.
 
-xbatcher walks one array in windows; it neither pairs two resolutions nor reads a chunk once for all of its windows.
+xbatcher walks one dataset in windows, in order: two resolutions are two generators zipped, and each window is a
+selection of its own, so a chunk is read again for every window in it unless the cube is in memory.
 """
 
 from __future__ import annotations
@@ -28,13 +29,16 @@ from scipy.ndimage import binary_dilation
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ..sentinel2.bands import BANDS_10M, BANDS_20M
+from ..sentinel2.bands import BANDS, BANDS_10M, BANDS_20M
 from ..sentinel2.grids import COARSE_DIMS, FINE_DIMS, Grid, check_nesting
-from .degradation import TAPS_PER_FACTOR, Degradation, degrade
+from .degradation import TAPS_PER_FACTOR, Degradation, box_mean, mtf_mean
 
 FACTOR = 2
 CLOUDY = (0, 1, 3, 8, 9, 10)
 """Classes of SCL that a patch must not hold: no data, saturated, cloud shadow, clouds, cirrus."""
+
+GAIN_RANGE = (0.05, 0.9)
+"""MTF gains between which jitter stays."""
 
 
 class Unit(NamedTuple):
@@ -56,7 +60,19 @@ class Patch(NamedTuple):
     """First pixel within the unit, at 20 m."""
     symmetry: int
     """0 to 7: quarter turns, and a mirror from 4 on."""
-    gain: float
+    gains: tuple[float, ...]
+    """Of the ten bands: of 10 m, then of 20 m."""
+
+
+class Progress(NamedTuple):
+    """How far a pass has come."""
+
+    round: int = 0
+    """How often the share has been gone through."""
+    position: int = 0
+    """Patches of this round that are done, those left out included."""
+    yielded: int = 0
+    """Samples of the whole pass."""
 
 
 class Sample(NamedTuple):
@@ -83,9 +99,17 @@ class PatchOptions:
     prefetch: int = 2
     """Chunks read ahead."""
     augment: bool = True
-    """Turn and mirror each patch, and scale its reflectance by a random gain."""
+    """Turn and mirror each patch, and scale its reflectance by random gains."""
     gain_spread: float = 0.25
     """Standard deviation of the gain's logarithm."""
+    band_gain_spread: float = 0.0
+    """Likewise of a further gain of each band's own, the same in a 20 m band's input and truth."""
+    gain_jitter: float = 0.0
+    """Standard deviation of each band's MTF gain around its own, drawn per chunk and pass; for ``mtf`` only."""
+    samples: int | None = None
+    """Samples that each process (rank or dataloader worker) yields per pass, so that ranks stay in step: a share with
+    fewer is gone through again, differently shuffled and augmented; one with more is cut short. None: each patch once,
+    so processes may yield unequal numbers, and distributed training would wait for ever."""
     seed: int = 0
     """Of all that is random."""
 
@@ -110,13 +134,22 @@ class Patches(IterableDataset):
     Raises
     ------
     ValueError
-        If a cube lacks a band, its grids or chunks do not nest, or the size is odd.
+        If a cube lacks a band, its grids or chunks do not nest, the size is odd, ``samples`` is not positive, or
+        ``gain_jitter`` is set for another degradation than ``mtf``; while iterating, if ``samples`` are asked of a
+        process whose share has no patch free of missing and cloudy pixels.
     """
 
     def __init__(self, cubes: Sequence[xr.Dataset], options: PatchOptions | None = None) -> None:
         self.options = options or PatchOptions()
         if self.options.size < 2 or self.options.size % FACTOR:
             raise ValueError(f"size={self.options.size}: must be a positive multiple of {FACTOR} pixels at 20 m")
+        if self.options.samples is not None and self.options.samples < 1:
+            raise ValueError(f"samples={self.options.samples}: must be at least 1, or None for each patch once")
+        if self.options.gain_jitter and self.options.degradation != "mtf":
+            raise ValueError(
+                f"gain_jitter={self.options.gain_jitter} with degradation={self.options.degradation!r}: only the blur "
+                "of 'mtf' has gains. Type gain_jitter=0.0"
+            )
         self.cubes = list(cubes)
         self.units = [unit for index, cube in enumerate(self.cubes) for unit in _units(index, cube)]
         if not any(self._grid_size(unit)[0] * self._grid_size(unit)[1] for unit in self.units):
@@ -124,8 +157,7 @@ class Patches(IterableDataset):
                 f"no chunk is as large as a patch of {self.options.size} pixels at 20 m. Chunk the cubes coarser"
             )
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # workers that persist see it change
-        self._position = 0
-        self._resume = 0
+        self._progress = self._resume = Progress()
 
     @property
     def epoch(self) -> int:
@@ -135,24 +167,46 @@ class Patches(IterableDataset):
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the next pass, from its beginning."""
         self._epoch.fill_(epoch)
-        self._resume = 0
+        self._resume = Progress()
 
     def state_dict(self) -> dict[str, int]:
         """Return where the latest iteration stands; in this process, so without dataloader workers."""
-        return {"epoch": self.epoch, "position": self._position}
+        return {"epoch": self.epoch, **self._progress._asdict()}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Let the next iteration go on where ``state`` was taken."""
         self._epoch.fill_(state["epoch"])
-        self._resume = state["position"]
+        self._resume = Progress(*(state.get(field, 0) for field in Progress._fields))
 
     def __iter__(self) -> Iterator[Sample]:
-        share, shares = _share()
-        done, self._resume = self._resume, 0
-        if done and get_worker_info() is not None:
+        at, self._resume = self._resume, Progress()
+        if at != Progress() and get_worker_info() is not None:
             raise ValueError("a pass is taken up without dataloader workers, which count for themselves: num_workers=0")
-        order, reads = self._plan(share, shares)
-        wanted = set(order[done:])
+        share, shares = _share()
+        enough = self.options.samples
+        while enough is None or at.yielded < enough:
+            for sample in self._round(share, shares, at):
+                at = Progress(at.round, at.position + 1, at.yielded + (sample is not None))
+                self._progress = at
+                if sample is not None:
+                    yield sample
+                    if at.yielded == enough:
+                        break
+            if enough is None:
+                break
+            if not at.yielded:
+                raise ValueError(
+                    f"samples={enough}, but share {share} of {shares} has no patch of {self.options.size} pixels at "
+                    "20 m free of missing and cloudy pixels. Type smaller chunks or fewer processes"
+                )
+            at = Progress(at.round + 1, 0, at.yielded)
+        self._progress = Progress()
+
+    def _round(self, share: int, shares: int, at: Progress) -> Iterator[Sample | None]:
+        """Yield the samples of a share from ``at`` on, None for each that is left out."""
+        epoch = self.epoch
+        order, reads = self._plan(share, shares, at.round)
+        wanted = set(order[at.position :])
         reads = [(unit, left) for unit, patches in reads if (left := [p for p in patches if p in wanted])]
         held: dict[Patch, Sample | None] = {}
         with ThreadPoolExecutor(max(1, self.options.prefetch)) as pool:
@@ -161,30 +215,26 @@ class Patches(IterableDataset):
 
             def read_ahead() -> None:
                 for unit, patches in itertools.islice(waiting, max(1, self.options.prefetch) - len(ahead)):
-                    ahead.append((patches, pool.submit(self._read, self.units[unit])))
+                    ahead.append((patches, pool.submit(self._read, self.units[unit], self._mtf_gains(epoch, unit))))
 
             try:
-                for position, patch in enumerate(order[done:], start=done + 1):
+                for patch in order[at.position :]:
                     while patch not in held:
                         read_ahead()
                         patches, future = ahead.popleft()
                         unit = future.result()
                         read_ahead()
                         held.update({p: self._cut(unit, p) for p in patches})
-                    sample = held.pop(patch)
-                    self._position = position
-                    if sample is not None:
-                        yield sample
+                    yield held.pop(patch)
             finally:
                 for _, future in ahead:
                     future.cancel()
-        self._position = 0
 
-    def _plan(self, share: int, shares: int) -> tuple[list[Patch], list[tuple[int, list[Patch]]]]:
-        """Return the patches of a pass in order, and its chunks in the order of reading, each with its patches."""
+    def _plan(self, share: int, shares: int, round: int = 0) -> tuple[list[Patch], list[tuple[int, list[Patch]]]]:
+        """Return the patches of a round in order, and its chunks in the order of reading, each with its patches."""
         common = np.random.default_rng((self.options.seed, self.epoch))
         mine = common.permutation(len(self.units))[share::shares]
-        rng = np.random.default_rng((self.options.seed, self.epoch, share))
+        rng = np.random.default_rng((self.options.seed, self.epoch, share, round))
         order: list[Patch] = []
         buffer: list[Patch] = []
         reads = []
@@ -216,11 +266,25 @@ class Patches(IterableDataset):
         patches = []
         for i, j in itertools.product(range(rows), range(columns)):
             symmetry = int(rng.integers(8)) if self.options.augment else 0
-            gain = float(np.exp(rng.normal(0, self.options.gain_spread))) if self.options.augment else 1.0
-            patches.append(Patch(unit, top + i * size, left + j * size, symmetry, gain))
+            patches.append(Patch(unit, top + i * size, left + j * size, symmetry, self._gains(rng)))
         return patches
 
-    def _read(self, unit: Unit) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+    def _gains(self, rng: np.random.Generator) -> tuple[float, ...]:
+        """Return what each of the ten bands is multiplied by."""
+        if not self.options.augment:
+            return (1.0,) * len(BANDS_10M + BANDS_20M)
+        common = rng.normal(0, self.options.gain_spread)
+        own = rng.normal(0, self.options.band_gain_spread, len(BANDS_10M + BANDS_20M))
+        return tuple(np.exp(common + own).tolist())
+
+    def _mtf_gains(self, epoch: int, unit: int) -> list[float]:
+        """Return the blur's gain at the Nyquist frequency of each of the ten bands, for one chunk in one pass."""
+        rng = np.random.default_rng((self.options.seed, epoch, unit, 1))  # whoever reads it, and in whatever order
+        gains = np.array([BANDS[name].mtf_gain for name in BANDS_10M + BANDS_20M])
+        gains = gains + rng.normal(0, self.options.gain_jitter, gains.size)
+        return [float(gain) for gain in gains.clip(*GAIN_RANGE)]
+
+    def _read(self, unit: Unit, mtf_gains: list[float]) -> tuple[NDArray, NDArray, NDArray, NDArray]:
         """Return a chunk as ``(ms, hs, truth, valid)``, degraded whole so that patches have no borders of their own."""
         cube = self.cubes[unit.cube]
         if unit.time is not None:
@@ -239,10 +303,12 @@ class Patches(IterableDataset):
             valid &= np.isfinite(classes) & ~np.isin(classes, CLOUDY)
         if not valid.all():  # what the blur mixes with a missing pixel is no good either
             valid = ~binary_dilation(~valid, iterations=TAPS_PER_FACTOR)
-        kind = self.options.degradation
         ms, hs = (
-            degrade(np.where(np.isfinite(image), image, 0), bands, degradation=kind)
-            for image, bands in ((ms, BANDS_10M), (truth, BANDS_20M))
+            mtf_mean(filled, FACTOR, gains) if self.options.degradation == "mtf" else box_mean(filled, FACTOR)
+            for filled, gains in (
+                (np.where(np.isfinite(ms), ms, np.float32(0)), mtf_gains[: len(BANDS_10M)]),
+                (np.where(np.isfinite(truth), truth, np.float32(0)), mtf_gains[len(BANDS_10M) :]),
+            )
         )
         return ms, hs, truth, valid
 
@@ -255,7 +321,10 @@ class Patches(IterableDataset):
             return None
         y, x = patch.y // FACTOR, patch.x // FACTOR
         images = ms[window], hs[:, y : y + half, x : x + half], truth[window]
-        return Sample(*(torch.from_numpy(_turn(image, patch.symmetry) * np.float32(patch.gain)) for image in images))
+        gains = np.array(patch.gains, "float32")[:, None, None]
+        fine, coarse = gains[: len(BANDS_10M)], gains[len(BANDS_10M) :]
+        turned = (_turn(image, patch.symmetry) for image in images)
+        return Sample(*(torch.from_numpy(i * g) for i, g in zip(turned, (fine, coarse, coarse), strict=True)))
 
 
 def _units(index: int, cube: xr.Dataset) -> list[Unit]:

@@ -1,0 +1,44 @@
+"""Turn a state of train.py into a checkpoint with its model card.
+
+python benchmarks/gpu/convert.py --state build/gpu/ginet.pt --out xr_ginet/weights/ginet.safetensors
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from xr_ginet.network import GINet, GINetConfig, save_checkpoint
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from evaluation import TEST, TRAIN, VALIDATION
+
+
+def convert(path: Path, out: Path) -> None:
+    """Write the averaged weights of a state."""
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    network = GINet(GINetConfig(**state["config"]))
+    averaged = {k.removeprefix("module."): v for k, v in state["average"].items() if k.startswith("module.")}
+    network.load_state_dict(averaged)
+    card = {
+        "task": "Sentinel-2 20 m to 10 m",
+        "degradation": state["degradation"],
+        "gain_jitter": 0.02 if state["degradation"] == "mtf" else 0.0,
+        "data": {"train": list(TRAIN), "validation": list(VALIDATION), "kept out": list(TEST)},
+        "rmse_validation": state["rmse"],
+        "seed": 0,
+        "steps": state["step"],
+        "minutes": state["elapsed"] / 60,
+        "device": state["device"],
+        "command": f"python benchmarks/gpu/train.py --degradation {state['degradation']}",
+    }
+    print(save_checkpoint(out, network, card).path)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--state", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    convert(options.state, options.out)
