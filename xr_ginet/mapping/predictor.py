@@ -178,8 +178,8 @@ def block_memory(config: GINetConfig, height: int, width: int, precision: Precis
     """Return an upper bound of the bytes that a process takes for blocks of ``height × width`` fine pixels, one by one.
 
     Per pixel: six feature maps of a residual block with the convolution's own copies, six for what the allocator keeps
-    of earlier blocks (it varies from run to run), and planes per band for input, estimate, guide and mask. Per pixel of a strip of attention: the
-    window's logits, twice while they are stacked, and allocator slack.
+    of earlier blocks (it varies from run to run), and planes per band for input, estimate, guide and mask. Per pixel of
+    a strip of attention: the window's logits, twice while they are stacked, and allocator slack.
     """
     from ..network.attention import STRIP_PIXELS
 
