@@ -44,6 +44,8 @@ class GINetConfig:
     """Spectral clusters of the guide, each with its own small perceptron."""
     n_blocks: int = 3
     """Residual blocks per stage."""
+    cluster_features: tuple[int, int] = (32, 64)
+    """Widths of the two hidden layers that assign the clusters."""
     window_size: int = 5
     """Side of the attention window, in fine pixels."""
     patch_size: int = 3
@@ -59,6 +61,9 @@ class GINetConfig:
             raise ValueError(f"bands={self.bands!r}, guide_bands={self.guide_bands!r}: each must be a tuple of names")
         object.__setattr__(self, "bands", tuple(self.bands))
         object.__setattr__(self, "guide_bands", tuple(self.guide_bands))
+        object.__setattr__(self, "cluster_features", tuple(self.cluster_features))
+        if len(self.cluster_features) != 2 or min(self.cluster_features) < 1:
+            raise ValueError(f"cluster_features={self.cluster_features}: must be two positive widths")
         for name, least in (("factor", 2), ("n_stages", 1), ("n_features", 1), ("n_clusters", 1), ("n_blocks", 0)):
             value = getattr(self, name)
             if not isinstance(value, int) or value < least:
@@ -194,12 +199,13 @@ class Guide(nn.Module):
         self.assignment = config.assignment
         self.n_clusters = config.n_clusters
         fine, bands = len(config.guide_bands), len(config.bands)
+        first, second = config.cluster_features
         self.classify = nn.Sequential(
-            nn.Conv2d(fine, 32, 3, padding=1),
+            nn.Conv2d(fine, first, 3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(32, 64, 3, padding=1),
+            nn.Conv2d(first, second, 3, padding=1),
             nn.ReLU(),
-            nn.Conv2d(64, config.n_clusters, 3, padding=1),
+            nn.Conv2d(second, config.n_clusters, 3, padding=1),
         )
         # All clusters' perceptrons side by side, as grouped 1×1 convolutions.
         self.hidden = nn.Conv2d(fine, config.n_clusters * config.n_features, 1)
