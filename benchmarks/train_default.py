@@ -111,6 +111,10 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=110)
     parser.add_argument("--features", type=int, default=22)
     parser.add_argument("--stages", type=int, default=4)
+    parser.add_argument("--window", type=int, default=5)
+    parser.add_argument("--blocks", type=int, default=3)
+    parser.add_argument("--cluster-features", type=int, nargs=2, default=(32, 64))
+    parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--start", help="weights to start from, by name or path, instead of features and stages")
     parser.add_argument("--seed", type=int, default=0)
@@ -122,9 +126,18 @@ def main() -> None:
     if args.start:
         network = load_checkpoint(args.start).network()
     else:
-        network = GINet(GINetConfig(n_features=args.features, n_stages=args.stages, assignment="soft"))
+        network = GINet(
+            GINetConfig(
+                n_features=args.features,
+                n_stages=args.stages,
+                assignment="soft",
+                window_size=args.window,
+                n_blocks=args.blocks,
+                cluster_features=tuple(args.cluster_features),
+            )
+        )
         initialise(network)
-    fit = Fit(network, learning_rate=LEARNING_RATE, averaging=0.999)
+    fit = Fit(network, learning_rate=args.learning_rate, averaging=0.999)
     average = fit.average
     step, elapsed = 0, 0.0
     state_path = args.out / "state.pt"
