@@ -22,11 +22,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 ROOT = Path(__file__).parents[2]
 if __name__ == "__main__":  # bare folders instead of packages, whose __init__ files import what is not installed there
-    for name in ("xr_ginet", "xr_ginet.network", "xr_ginet.sentinel2"):
+    for name in ("xr_ginet", "xr_ginet.network", "xr_ginet.sentinel2", "xr_ginet.training"):
         sys.modules[name] = types.ModuleType(name)
         sys.modules[name].__path__ = [str(ROOT / name.replace(".", "/"))]
 from xr_ginet.network.ginet import GINet, GINetConfig  # noqa: E402
 from xr_ginet.sentinel2.bands import BANDS, BANDS_10M, BANDS_20M  # noqa: E402
+from xr_ginet.training.objective import relative_error, start_near_bicubic  # noqa: E402
 
 N_BLURS = 6  # blurred versions of each scene, drawn anew for each piece; the first is without jitter
 GAIN_JITTER = 0.02
@@ -54,15 +55,6 @@ def wald(fine: Tensor, coarse: Tensor, degradation: str, jitter: np.ndarray) -> 
     gains = [float(BANDS[b].mtf_gain + j) for b, j in zip(BANDS_10M + BANDS_20M, jitter, strict=True)]
     split = (None, None) if degradation == "box" else (gains[:4], gains[4:])
     return degrade(fine, split[0]), degrade(coarse, split[1]), coarse
-
-
-def relative_error(estimate: Tensor, truth: Tensor, hs: Tensor) -> Tensor:
-    """Return what xr_ginet.training.fit.relative_error does; that module cannot be imported without xarray."""
-    baseline = F.interpolate(hs, scale_factor=2, mode="bicubic") - truth
-    error = estimate - truth
-    absolute = error.abs().mean((1, 2, 3)) / (baseline.abs().mean((1, 2, 3)) + 1e-3)
-    square = (error**2).mean((1, 2, 3)).add(1e-10).sqrt() / ((baseline**2).mean((1, 2, 3)).sqrt() + 2e-3)
-    return (absolute + square).mean()
 
 
 class Data:
@@ -124,18 +116,6 @@ def attend_in_float32(network: GINet, device: str) -> None:
         stage.correction.attention.forward = forward
 
 
-def initialise(network: GINet) -> None:
-    """Start as benchmarks/train_default.py does."""
-    bilinear = torch.tensor([0.5, 1.0, 0.5])
-    with torch.no_grad():
-        for stage in network.stages:
-            stage.up.spread[0].weight.copy_(bilinear[:, None] * bilinear)
-            stage.correction.error_features.weight *= 5
-            stage.correction.error_keys.weight *= 5
-            stage.correction.reconstruct.weight *= 0.1
-        network.guide.output.bias += 0.2
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -154,7 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     network = GINet(GINetConfig(n_features=args.features, n_stages=args.stages, assignment="soft"))
-    initialise(network)
+    start_near_bicubic(network)
     network.to(device, memory_format=torch.channels_last)
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(0.999))
     attend_in_float32(network, device)

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -87,33 +87,26 @@ class FitOptions:
             raise ValueError(f"averaging={self.averaging}: must be at least 0 and below 1")
 
 
-class Position(NamedTuple):
-    """Where a stream of patches stands."""
-
-    epoch: Tensor
-    patch: Tensor
-
-
 class Stream(IterableDataset):
-    """Patches pass after pass, each with the position after it."""
+    """Patches pass after pass, each with the values of their dataset's state after it."""
 
     def __init__(self, patches: Patches) -> None:
         self.patches = patches
 
-    def __iter__(self) -> Iterator[tuple[Sample, Position]]:
+    def __iter__(self) -> Iterator[tuple[Sample, Tensor]]:
+        began = False
         while True:
-            resumed = self.patches.state_dict()["position"] > 0
             empty = True
             for sample in self.patches:
-                state = self.patches.state_dict()
-                yield sample, Position(torch.tensor(state["epoch"]), torch.tensor(state["position"]))
+                yield sample, torch.tensor(list(self.patches.state_dict().values()))
                 empty = False
-            if empty and not resumed:
+            if empty and began:
                 raise ValueError(
                     f"no patch of {self.patches.options.size} pixels at 20 m is free of missing and cloudy pixels. "
                     "Type a smaller size"
                 )
             self.patches.set_epoch(self.patches.epoch + 1)
+            began = True  # a pass that was taken up at its end is empty
 
 
 class Fitting(pl.LightningModule):
@@ -126,7 +119,8 @@ class Fitting(pl.LightningModule):
         self.average.requires_grad_(False)
         self.options = options
         self.pictures = pictures
-        self.position = Position(torch.tensor(0), torch.tensor(0))
+        self.position = torch.zeros(1, 4)
+        """State of the data after each patch of the latest batch."""
         self.losses: list[float] = []
         self.squares: list[Tensor] = []
         self.rmse: float | None = None
@@ -137,7 +131,7 @@ class Fitting(pl.LightningModule):
         """Return the network with averaged weights."""
         return cast(GINet, self.average.module)
 
-    def training_step(self, batch: tuple[Sample, Position], index: int) -> Tensor:
+    def training_step(self, batch: tuple[Sample, Tensor], index: int) -> Tensor:
         sample, self.position = batch
         config = self.network.config
         if config.assignment == "hard" and config.guide == "learned" and self.options.learn_clusters:
@@ -187,7 +181,7 @@ class Fitting(pl.LightningModule):
         self.log("rmse", self.rmse, prog_bar=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        mine = [int(n) for n in (self.position.epoch.max(), self.position.patch.reshape(-1)[-1])]
+        mine = self.position[-1].tolist()
         positions: list[Any] = [mine]
         if _distributed():
             positions = [None] * torch.distributed.get_world_size()
@@ -243,8 +237,8 @@ def fit(
     resume = folder / "last.ckpt" if folder and (folder / "last.ckpt").exists() else None
     if resume:
         positions = torch.load(resume, weights_only=True, map_location="cpu")["positions"]
-        epoch, position = positions[torch.distributed.get_rank() if _distributed() else 0]
-        patches.load_state_dict({"epoch": epoch, "position": position})
+        position = positions[torch.distributed.get_rank() if _distributed() else 0]
+        patches.load_state_dict(dict(zip(patches.state_dict(), position, strict=True)))
     with _quiet():
         trainer = pl.Trainer(
             max_steps=options.steps,
