@@ -149,8 +149,8 @@ def main() -> None:
         * args.adapt,
         reduced_scale(args.scenes, checkpoints, "mtf", adapt=args.adapt),
         "## Reduced scale, 2 × 2 means (`box`)",
-        "The paper's protocol. Block means are much sharper than the instrument, so these weights are for comparison: on "
-        "real cubes they blur, as the next table shows, where those for the instrument would sharpen block means too much.",
+        "The paper's protocol. Block means are sharper than the instrument, so these weights are to compare with: at "
+        "full scale they leave blur, as the next table shows.",
         reduced_scale(args.scenes, checkpoints, "box", adapt=args.adapt),
         "## Full scale, simulated scene with its true 10 m bands",
         table(["method", *BANDS_20M, "all"], simulated_rows(networks)),
