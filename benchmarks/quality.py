@@ -20,18 +20,20 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import xarray as xr
 from evaluation import TEST, VALIDATION, predict, read_scene, wald_pair
 from numpy.typing import NDArray
 
 import xr_ginet
+from xr_ginet.mapping import classical
+from xr_ginet.mapping.pipeline import Method
 from xr_ginet.network import Checkpoint, GINet, available_weights, load_checkpoint
 from xr_ginet.sentinel2.bands import BANDS_10M, BANDS_20M
 from xr_ginet.simulation import simulate
 from xr_ginet.training.metrics import rmse
 from xr_ginet.training.patches import PatchOptions
 
+CLASSICAL: dict[Method, str] = {"bicubic": "bicubic", "glp_hpm": "our GLP-HPM", "regression": "weights=None"}
 PEERS = {"atprk": "ATPRK", "fuse": "FUSE", "supreme_exact": "SupReME, told the blur", "supreme_box": "SupReME, box"}
 BORDER = 8  # coarse pixels left out on each side
 
@@ -39,10 +41,6 @@ BORDER = 8  # coarse pixels left out on each side
 def overall(per_band: NDArray) -> float:
     """Return the RMSE over all bands, in digital numbers."""
     return float(np.sqrt((per_band**2).mean()) * 1e4)
-
-
-def bicubic(hs: NDArray) -> NDArray:
-    return F.interpolate(torch.from_numpy(hs)[None], scale_factor=2, mode="bicubic")[0].numpy()
 
 
 def as_cube(ms: NDArray, hs: NDArray) -> xr.Dataset:
@@ -70,7 +68,9 @@ def scene_rows(scenes: Path, networks: dict[str, GINet], degradation: str, *, ad
     for name in (*VALIDATION, *TEST):
         ms, hs, truth = wald_pair(read_scene(scenes / "scenes", name), degradation)
         known = peers.get(name, {}).get(degradation, {})
-        errors = [overall(rmse(bicubic(hs), truth, border=BORDER))]
+        cube = as_cube(ms, hs)
+        plain = (classical(cube, method)[list(BANDS_20M)].to_array().values for method in CLASSICAL)
+        errors = [overall(rmse(image, truth, border=BORDER)) for image in plain]
         for weights, network in networks.items():
             images = [predict(network, ms, hs), *(improved(ms, hs, weights) if adapt else ())]
             errors += [overall(rmse(image, truth, border=BORDER)) for image in images]
@@ -90,7 +90,7 @@ def reduced_scale(scenes: Path, checkpoints: dict[str, Checkpoint], degradation:
     """Return the table of the weights that were trained for a degradation."""
     networks = {n: c.network() for n, c in checkpoints.items() if c.card["degradation"] == degradation}
     variants = ["", ", 8 symmetries", ", adapted"] if adapt else [""]
-    methods = ["bicubic", *(name + v for name in networks for v in variants)]
+    methods = [*CLASSICAL.values(), *(name + v for name in networks for v in variants)]
     rows = list(scene_rows(scenes, networks, degradation, adapt=adapt))
     return table(["scene", "role", *methods, *PEERS.values()], [*rows, ratio_row(rows, len(methods))])
 
@@ -112,7 +112,8 @@ def simulated_rows(networks: dict[str, GINet]) -> Iterable[list[str]]:
     """Yield the RMSE of each method per band against the simulated scene's true 10 m."""
     scene = simulate((512, 512), seed=11)
     truth = scene.reference[-len(BANDS_20M) :]
-    results = {"bicubic": bicubic(scene.coarse)}
+    cube = as_cube(scene.fine, scene.coarse)
+    results = {label: classical(cube, method)[list(BANDS_20M)].to_array().values for method, label in CLASSICAL.items()}
     results |= {name: predict(network, scene.fine, scene.coarse) for name, network in networks.items()}
     for name, image in results.items():
         error = rmse(image, truth, border=2 * BORDER)

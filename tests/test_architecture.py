@@ -20,7 +20,7 @@ STANDARD = {"numpy", "xarray"}
 MAY_IMPORT = {
     "sentinel2": STANDARD | {"sentinel2"},
     "network": {"torch", "safetensors", "network"},
-    "mapping": STANDARD | {"scipy", "dask", "sentinel2", "mapping", "__init__"},
+    "mapping": STANDARD | {"scipy", "dask", "sentinel2", "mapping", "training", "__init__"},
     "store": STANDARD | {"dask", "sentinel2"},
     "training": STANDARD | {"scipy", "dask", "torch", "network", "sentinel2", "training"},
     "simulation": STANDARD | {"scipy", "sentinel2", "training", "simulation"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import xarray as xr
 
@@ -39,7 +39,7 @@ class GINetAccessor:
     def superresolve(
         self,
         *,
-        weights: str | Path | Checkpoint = "default",
+        weights: str | Path | Checkpoint | None = "default",
         depth: int | str = "exact",
         device: str = "auto",
         precision: Precision = "float32",
@@ -63,9 +63,15 @@ class GINetAccessor:
             sign=sign,
         )
 
-    def guide(self, *, weights: str | Path | Checkpoint = "default", device: str = "auto") -> xr.DataArray:
+    def guide(
+        self,
+        *,
+        method: Literal["learned", "kmeans"] = "learned",
+        weights: str | Path | Checkpoint = "default",
+        device: str = "auto",
+    ) -> xr.DataArray:
         """Return the geometry guide drawn from the 10 m bands, lazily: see `xr_ginet.guide`."""
-        return mapping.guide(self._ds, weights=weights, device=device)
+        return mapping.guide(self._ds, method=method, weights=weights, device=device)
 
     def patches(self, **options: Any) -> Patches:
         """Return a torch dataset of training patches: see `xr_ginet.training.patches`, whose options are taken."""
@@ -113,7 +119,7 @@ class GINetTreeAccessor:
     def superresolve(
         self,
         *,
-        weights: str | Path | Checkpoint = "default",
+        weights: str | Path | Checkpoint | None = "default",
         depth: int | str = "exact",
         device: str = "auto",
         precision: Precision = "float32",

@@ -1,5 +1,5 @@
 """The network over a lazy cube: overlapping windows, prediction, labels."""
 
-from .pipeline import guide, superresolve
+from .pipeline import classical, guide, superresolve
 
-__all__ = ["guide", "superresolve"]
+__all__ = ["classical", "guide", "superresolve"]

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import dask.array as da
 import numpy as np
 from dask.base import tokenize
+from dask.delayed import Delayed
 from dask.highlevelgraph import HighLevelGraph
 from numpy.typing import DTypeLike, NDArray
 
@@ -68,6 +69,7 @@ def map_windows(
     depth: int,
     n_bands: int,
     dtype: DTypeLike,
+    parameters: Sequence[Delayed] = (),
 ) -> da.Array:
     """Return ``function`` mapped over overlapping windows of all arrays, lazily.
 
@@ -86,6 +88,8 @@ def map_windows(
         With a depth of at least the function's receptive radius the result does not depend on the chunks.
     n_bands, dtype
         Of the output.
+    parameters : sequence of Delayed
+        What the function takes after the blocks, the same for all of them, computed in the same graph.
 
     Returns
     -------
@@ -105,17 +109,18 @@ def map_windows(
     rows = windows(first.chunks[-2], factor=factor, depth=depth)
     columns = windows(first.chunks[-1], factor=factor, depth=depth)
 
-    name = "ginet-windows-" + tokenize(function, *arrays, tuple(factors), depth, n_bands, np.dtype(dtype))
+    name = "ginet-windows-" + tokenize(function, *arrays, tuple(factors), depth, n_bands, np.dtype(dtype), *parameters)
     graph: dict[Any, Any] = {}
+    extra = [parameter.key for parameter in parameters]
     for position in itertools.product(*(range(len(c)) for c in lead)):
         for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
             pieces = [
                 _pieces(graph, f"{name}-cut-{n}", array, f, position, (i, row), (j, column))
                 for n, (array, f) in enumerate(zip(arrays, factors, strict=True))
             ]
-            graph[name, *position, 0, i, j] = (_apply, function, (row.trim, column.trim), *pieces)
+            graph[name, *position, 0, i, j] = (_apply, function, (row.trim, column.trim), extra, *pieces)
     chunks = (*lead, (n_bands,), first.chunks[-2], first.chunks[-1])
-    layer = HighLevelGraph.from_collections(name, graph, dependencies=arrays)  # type: ignore[arg-type]
+    layer = HighLevelGraph.from_collections(name, graph, dependencies=[*arrays, *parameters])  # type: ignore[list-item]
     return da.Array(layer, name, chunks=chunks, meta=np.empty((0,) * len(chunks), dtype))
 
 
@@ -191,10 +196,10 @@ def _cut(block: NDArray, rows: slice, columns: slice) -> NDArray:
     return block[..., rows, columns].copy()
 
 
-def _apply(function: Block, trim: tuple[slice, slice], *pieces: list[list[NDArray]]) -> NDArray:
+def _apply(function: Block, trim: tuple[slice, slice], extra: list[Any], *pieces: list[list[NDArray]]) -> NDArray:
     """Return the trimmed output of one window, from the parts of each array."""
     blocks = [_join(p) for p in pieces]
-    return function(*blocks)[..., trim[0], trim[1]]
+    return function(*blocks, *extra)[..., trim[0], trim[1]]
 
 
 def _join(pieces: list[list[NDArray]]) -> NDArray:

@@ -1,37 +1,58 @@
-"""`superresolve`: check the cube, map the network over it, put the labels back.
+"""`superresolve`: check the cube, map a function of blocks over it, put the labels back.
 
 The only place where labels and blocks meet. Everything stays lazy: building costs no reads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import dask.array as da
 import numpy as np
 import xarray as xr
 
 from .. import __version__
-from ..sentinel2.bands import BANDS
+from ..sentinel2.bands import BANDS, BANDS_10M, BANDS_20M
 from ..sentinel2.catalog import DEFAULT_COLLECTION, complete
 from ..sentinel2.grids import COARSE_DIMS, FINE_DIMS, Grid, check_nesting, read_crs
 from ..sentinel2.layouts import band_attrs, place
 from ..sentinel2.native import two_grids
+from .classical import N_CLUSTERS, Bicubic, ClusterGuide, ClusterRegression, HighPassModulation, fit_clusters
 from .missing import FILL_RADIUS
 from .overlap import map_windows
-from .predictor import Consistency, Precision, Predictor
+from .predictor import PRECISIONS, Consistency, Precision, Predictor
 
 if TYPE_CHECKING:
+    from dask.delayed import Delayed
+
     from ..network import Checkpoint, GINetConfig
     from ..sentinel2.catalog import Catalog
+
+Method = Literal["bicubic", "glp_hpm", "regression"]
+METHODS: dict[Method, type[Bicubic]] = {
+    "bicubic": Bicubic,
+    "glp_hpm": HighPassModulation,
+    "regression": ClusterRegression,
+}
+
+
+class Bands(NamedTuple):
+    """Which bands a function takes, and how many times finer the first ones are."""
+
+    fine: tuple[str, ...]
+    coarse: tuple[str, ...]
+    factor: int
+
+
+NATIVE = Bands(BANDS_10M, BANDS_20M, 2)
 
 
 def superresolve(
     ds: xr.Dataset | xr.DataArray,
     *,
-    weights: str | Path | Checkpoint = "default",
+    weights: str | Path | Checkpoint | None = "default",
     depth: int | str = "exact",
     device: str = "auto",
     precision: Precision = "float32",
@@ -49,8 +70,9 @@ def superresolve(
         Two-grid cube: B02 B03 B04 B08 with dims ``[time,] y, x`` and B05 B06 B07 B8A B11 B12 with ``[time,] y_20m,
         x_20m``, float reflectance, chunked in any way. NaN is missing. A 10 m cube whose 20 m bands were repeated by
         nearest neighbour is taken apart first, see `xr_ginet.to_native`.
-    weights : str, Path or Checkpoint
-        Name of a packaged checkpoint or path of a safetensors file, which every worker must be able to read.
+    weights : str, Path, Checkpoint or None
+        Name of a packaged checkpoint or path of a safetensors file, which every worker must be able to read. None is
+        without training: the detail of ``guide(method="kmeans")`` by back-projection, see `classical`.
     depth : "exact" or int
         Overlap of the blocks in 10 m pixels. ``"exact"`` is what the network can see, so that the result does not
         depend on the chunks; a smaller even number is faster, and wrong near chunk edges by what the network sees
@@ -78,8 +100,8 @@ def superresolve(
     ------
     ValueError
         If a band is missing, holds digital numbers or lies on the wrong grid; if the grids do not nest; if the depth
-        is not a multiple of 2; if CUDA is asked for and absent. When computed: if the 20 m bands of a 10 m cube were
-        interpolated.
+        is not a multiple of 2; if an option makes no sense without weights; if CUDA is asked for and absent. When
+        computed: if the 20 m bands of a 10 m cube were interpolated.
     FileNotFoundError
         If there are no such weights.
 
@@ -87,55 +109,162 @@ def superresolve(
     ----------
     Pereira-Sánchez et al., arXiv 2508.04729.
     """
-    checkpoint = resolve_weights(weights)
-    config = checkpoint.config
     ds = two_grids(ds)
+    checkpoint = None if weights is None else resolve_weights(weights)
+    bands = NATIVE if checkpoint is None else bands_of_network(checkpoint.config)
     if catalog is not None:
-        ds = complete(ds, catalog, collection=collection, sign=sign, bands=config.bands)
-    check_cube(ds, config)
+        ds = complete(ds, catalog, collection=collection, sign=sign, bands=bands.coarse)
+    if checkpoint is None:
+        if (depth, device, self_ensemble) != ("exact", "auto", False):
+            raise ValueError(
+                f"depth={depth!r}, device={device!r}, self_ensemble={self_ensemble}: weights=None has no network that "
+                "these are for. Leave them out, or name weights"
+            )
+        return classical(ds, "regression", precision=precision, consistency=consistency)
     predictor = Predictor.of(
         checkpoint, device=device, precision=precision, consistency=consistency, self_ensemble=self_ensemble
     )
-    pixels = resolve_depth(depth, config)
-    result = map_windows(
-        predictor,
-        stack_bands(ds, config.guide_bands, FINE_DIMS),
-        stack_bands(ds, config.bands, COARSE_DIMS),
-        factors=(1, config.factor),
-        depth=pixels,
-        n_bands=len(config.bands),
-        dtype=predictor.dtype,
-    )
-    cube = ds[list(config.guide_bands)].drop_attrs(deep=False)
-    first = cube[config.guide_bands[0]].transpose(..., *FINE_DIMS)
-    chunks = dict(zip(first.dims, result.chunks[:-3] + result.chunks[-2:], strict=True))
-    for name in config.guide_bands:
-        cube[name] = cube[name].chunk(chunks)
-    for i, name in enumerate(config.bands):
-        cube[name] = first.copy(data=result[..., i, :, :]).drop_attrs().assign_attrs(band_attrs(name))
-    for variable in cube.variables.values():
-        variable.encoding = {}  # of the store that the cube was read from
-    cube = cube[[name for name in BANDS if name in cube]].assign_attrs(
-        _provenance(ds, checkpoint, predictor, depth=pixels)
-    )
-    return place(cube, crs=read_crs(ds))
+    pixels = resolve_depth(depth, checkpoint.config)
+    provenance = {
+        "ginet_weights": checkpoint.name,
+        "ginet_weights_sha256": checkpoint.sha256,
+        "ginet_degradation": str(checkpoint.card.get("degradation", "unknown")),
+        "ginet_self_ensemble": int(self_ensemble),  # attributes in netCDF and Zarr v2 know no booleans
+    }
+    return _map_bands(ds, predictor, bands, depth=pixels, provenance=provenance)
 
 
-def guide(ds: xr.Dataset, *, weights: str | Path | Checkpoint = "default", device: str = "auto") -> xr.DataArray:
-    """Return the geometry guide that the network draws from the 10 m bands, lazily.
+def classical(
+    ds: xr.Dataset, method: Method, *, precision: Precision = "float32", consistency: Consistency = "none"
+) -> xr.Dataset:
+    """Return all bands of a two-grid cube on its 10 m grid by a method without training, lazily.
 
     Parameters
     ----------
     ds : Dataset
-        Holds B02 B03 B04 B08 with dims ``[time,] y, x``, float reflectance.
-    weights, device
         As in `superresolve`.
+    method : {"bicubic", "glp_hpm", "regression"}
+        Interpolation of the 20 m bands; high-pass modulation by an intensity synthesised for each band (GLP-HPM); or
+        the guide that is regressed from the 10 m bands per cluster, corrected by back-projection. The last two fit
+        their regression to the whole cube, all times together: one more reading of it, when the result is computed.
+    precision, consistency
+        As in `superresolve`.
+
+    Raises
+    ------
+    ValueError
+        If there is no such method, or the cube is not fit, as in `superresolve`.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method={method!r}: must be one of {', '.join(METHODS)}")
+    if precision not in PRECISIONS or consistency not in ("none", "exact"):
+        raise ValueError(f"precision={precision!r}, consistency={consistency!r}: see superresolve for what they may be")
+    check_cube(ds, NATIVE)
+    function = METHODS[method](NATIVE.factor, _gains(), precision, consistency)
+    parameters = () if method == "bicubic" else (_fit(ds),)
+    provenance = {"ginet_weights": "none", "ginet_method": method, "ginet_degradation": "mtf"}
+    return _map_bands(ds, function, NATIVE, depth=function.depth, provenance=provenance, parameters=parameters)
+
+
+def _gains() -> tuple[float, ...]:
+    return tuple(BANDS[name].mtf_gain for name in NATIVE.coarse)
+
+
+def _fit(ds: xr.Dataset) -> Delayed:
+    """Return the regression of the 20 m bands on the 10 m bands, as tasks that read the cube."""
+    fine, coarse = stack_bands(ds, NATIVE.fine, FINE_DIMS), stack_bands(ds, NATIVE.coarse, COARSE_DIMS)
+    return fit_clusters(fine, coarse, factor=NATIVE.factor, gains=_gains(), n_clusters=N_CLUSTERS)
+
+
+def _map_bands(
+    ds: xr.Dataset,
+    function: Predictor | Bicubic,
+    bands: Bands,
+    *,
+    depth: int,
+    provenance: Mapping[str, object],
+    parameters: tuple[Delayed, ...] = (),
+) -> xr.Dataset:
+    """Return the fine bands as they came and the function's output beside them, with labels and attributes."""
+    check_cube(ds, bands)
+    result = map_windows(
+        function,
+        stack_bands(ds, bands.fine, FINE_DIMS),
+        stack_bands(ds, bands.coarse, COARSE_DIMS),
+        factors=(1, bands.factor),
+        depth=depth,
+        n_bands=len(bands.coarse),
+        dtype=function.dtype,
+        parameters=parameters,
+    )
+    cube = ds[list(bands.fine)].drop_attrs(deep=False)
+    first = cube[bands.fine[0]].transpose(..., *FINE_DIMS)
+    chunks = dict(zip(first.dims, result.chunks[:-3] + result.chunks[-2:], strict=True))
+    for name in bands.fine:
+        cube[name] = cube[name].chunk(chunks)
+    for i, name in enumerate(bands.coarse):
+        cube[name] = first.copy(data=result[..., i, :, :]).drop_attrs().assign_attrs(band_attrs(name))
+    for variable in cube.variables.values():
+        variable.encoding = {}  # of the store that the cube was read from
+    inherited = {key: value for key, value in ds.attrs.items() if key.startswith("source_") or key == "radiometry"}
+    cube = cube[[name for name in BANDS if name in cube]].assign_attrs(
+        inherited
+        | {"title": "Sentinel-2, all bands at 10 m", "Conventions": "CF-1.10"}
+        | dict(provenance)
+        | {
+            "ginet_depth": depth,
+            "ginet_precision": function.precision,
+            "ginet_consistency": function.consistency,
+            "ginet_version": __version__,
+        }
+    )
+    return place(cube, crs=read_crs(ds))
+
+
+def guide(
+    ds: xr.Dataset,
+    *,
+    method: Literal["learned", "kmeans"] = "learned",
+    weights: str | Path | Checkpoint = "default",
+    device: str = "auto",
+) -> xr.DataArray:
+    """Return the geometry guide drawn from the 10 m bands, lazily.
+
+    Parameters
+    ----------
+    ds : Dataset
+        Holds B02 B03 B04 B08 with dims ``[time,] y, x``, float reflectance; for ``"kmeans"`` the 20 m bands too.
+    method : {"learned", "kmeans"}
+        The network's own guide; or the 20 m bands regressed on the 10 m bands, one ridge regression per k-means cluster
+        of spectra, fitted at 20 m to the whole cube (all times together; the fit reads it when the guide is computed).
+    weights, device
+        As in `superresolve`; of the learned guide.
 
     Returns
     -------
     DataArray
-        ``guide ([time,] band, y, x)``, float32, one plane per 20 m band, unitless; chunked as the first 10 m band.
+        ``guide ([time,] band, y, x)``, float32, one plane per 20 m band, unitless (``"kmeans"``: reflectance); chunked
+        as the first 10 m band.
+
+    Raises
+    ------
+    ValueError
+        If there is no such method, the weights have no learned guide, or a band is missing or not fit.
     """
+    if method == "kmeans":
+        check_cube(ds, NATIVE)
+        values = map_windows(
+            ClusterGuide(),
+            stack_bands(ds, NATIVE.fine, FINE_DIMS),
+            factors=(1,),
+            depth=0,
+            n_bands=len(NATIVE.coarse),
+            dtype="float32",
+            parameters=(_fit(ds),),
+        )
+        return _label_guide(ds, values, NATIVE, {"ginet_method": "kmeans"})
+    if method != "learned":
+        raise ValueError(f"method={method!r}: must be 'learned' or 'kmeans'")
     checkpoint = resolve_weights(weights)
     config = checkpoint.config
     if config.guide != "learned":
@@ -151,19 +280,18 @@ def guide(ds: xr.Dataset, *, weights: str | Path | Checkpoint = "default", devic
         n_bands=len(config.bands),
         dtype="float32",
     )
-    first = ds[config.guide_bands[0]].transpose(..., *FINE_DIMS)
+    attrs = {"ginet_weights": checkpoint.name, "ginet_weights_sha256": checkpoint.sha256}
+    return _label_guide(ds, values, bands_of_network(config), attrs)
+
+
+def _label_guide(ds: xr.Dataset, values: da.Array, bands: Bands, attrs: dict[str, str]) -> xr.DataArray:
+    first = ds[bands.fine[0]].transpose(..., *FINE_DIMS)
     return xr.DataArray(
         values,
-        coords=dict(first.coords) | {"band": list(config.bands)},
+        coords=dict(first.coords) | {"band": list(bands.coarse)},
         dims=(*first.dims[:-2], "band", *FINE_DIMS),
         name="guide",
-        attrs={
-            "long_name": "geometry guide",
-            "units": "1",
-            "ginet_weights": checkpoint.name,
-            "ginet_weights_sha256": checkpoint.sha256,
-            "ginet_version": __version__,
-        },
+        attrs={"long_name": "geometry guide", "units": "1"} | attrs | {"ginet_version": __version__},
     )
 
 
@@ -194,17 +322,22 @@ def resolve_depth(depth: int | str, config: GINetConfig) -> int:
     return int(depth)
 
 
-def check_cube(ds: xr.Dataset, config: GINetConfig) -> None:
-    """Raise unless ``ds`` is a two-grid cube with the bands of a network."""
+def bands_of_network(config: GINetConfig) -> Bands:
+    """Return the bands that a network takes; raise where it takes more than a cube holds."""
     if config.guide == "external":
         raise ValueError(
             "these weights have guide='external': they need a guide that a cube does not hold. Use the network itself"
         )
-    _check_bands(ds, config.guide_bands, FINE_DIMS)
-    _check_bands(ds, config.bands, COARSE_DIMS)
-    if len({"time" in ds[name].dims for name in (*config.guide_bands, *config.bands)}) > 1:
+    return Bands(config.guide_bands, config.bands, config.factor)
+
+
+def check_cube(ds: xr.Dataset, bands: Bands) -> None:
+    """Raise unless ``ds`` is a two-grid cube with these bands."""
+    _check_bands(ds, bands.fine, FINE_DIMS)
+    _check_bands(ds, bands.coarse, COARSE_DIMS)
+    if len({"time" in ds[name].dims for name in (*bands.fine, *bands.coarse)}) > 1:
         raise ValueError("some of the 10 m and 20 m bands have a time dimension and some have not")
-    check_nesting(Grid.from_coords(ds), Grid.from_coords(ds, COARSE_DIMS), config.factor)
+    check_nesting(Grid.from_coords(ds), Grid.from_coords(ds, COARSE_DIMS), bands.factor)
 
 
 def _check_bands(ds: xr.Dataset, names: tuple[str, ...], dims: tuple[str, str]) -> None:
@@ -252,20 +385,3 @@ def stack_bands(ds: xr.Dataset, names: tuple[str, ...], dims: tuple[str, str]) -
 
 def _stack(*blocks: np.ndarray, axis: int) -> np.ndarray:
     return np.stack(blocks, axis=axis)
-
-
-def _provenance(ds: xr.Dataset, checkpoint: Checkpoint, predictor: Predictor, *, depth: int) -> dict[str, object]:
-    """Return the attributes that tell how to make the result again."""
-    inherited = {key: value for key, value in ds.attrs.items() if key.startswith("source_") or key == "radiometry"}
-    return inherited | {
-        "title": "Sentinel-2, all bands at 10 m",
-        "Conventions": "CF-1.10",
-        "ginet_weights": checkpoint.name,
-        "ginet_weights_sha256": checkpoint.sha256,
-        "ginet_degradation": str(checkpoint.card.get("degradation", "unknown")),
-        "ginet_depth": depth,
-        "ginet_precision": predictor.precision,
-        "ginet_consistency": predictor.consistency,
-        "ginet_self_ensemble": int(predictor.self_ensemble),  # attributes in netCDF and Zarr v2 know no booleans
-        "ginet_version": __version__,
-    }
