@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "sentinel2": STANDARD | {"sentinel2"},
     "network": {"torch", "safetensors", "network"},
     "mapping": STANDARD | {"scipy", "dask", "sentinel2", "mapping", "training", "__init__"},
+    "evaluation": STANDARD | {"dask", "mapping", "sentinel2", "training"},
     "store": STANDARD | {"dask", "sentinel2"},
     "training": STANDARD | {"scipy", "dask", "torch", "network", "sentinel2", "training"},
     "simulation": STANDARD | {"scipy", "sentinel2", "training", "simulation"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -84,6 +84,14 @@ class GINetAccessor:
         from .training.fit import adapt
 
         return adapt(self._ds, path, **arguments)
+
+    def evaluate(
+        self, models: Sequence[str | Path | Checkpoint] = ("bicubic", "default"), **options: Any
+    ) -> xr.Dataset:
+        """Return how good models are on this cube, now: see `xr_ginet.evaluation.evaluate`."""
+        from .evaluation import evaluate
+
+        return evaluate(self._ds, models, **options)
 
     def to_zarr(
         self,

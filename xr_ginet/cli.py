@@ -91,6 +91,44 @@ def train(
 
 
 @app.command()
+def evaluate(
+    cube: Annotated[str, typer.Argument(help="Two-grid cube in Zarr, URL of a STAC API, or a JSON file of items.")],
+    model: Annotated[
+        list[str] | None, typer.Option(help="bicubic, glp_hpm, regression or weights; may be repeated.")
+    ] = None,
+    scale: Annotated[
+        Literal["reduced", "full"], typer.Option(help="'reduced': Wald's protocol. 'full': without reference.")
+    ] = "reduced",
+    degradation: Annotated[Literal["mtf", "box"], typer.Option(help="The instrument's blur or block means.")] = "mtf",
+    border: Annotated[int, typer.Option(help="20 m pixels left out on each side.")] = 8,
+    bbox: Annotated[
+        tuple[float, float, float, float] | None, typer.Option(help="West, south, east, north in degrees.")
+    ] = None,
+    datetime: Annotated[str | None, typer.Option(help="Date or range, such as 2024-06-01/2024-06-30.")] = None,
+    collection: Annotated[str, typer.Option(help="Collection to search.")] = "sentinel-2-l2a",
+    out: Annotated[Path | None, typer.Option(help="Also write the table: .json, .csv or .md.")] = None,
+) -> None:
+    """Tell how good models are on a cube."""
+    with _errors_as_messages():
+        import xarray as xr
+
+        from . import evaluation, open_stac
+
+        if out and out.suffix not in evaluation.WRITERS:
+            raise ValueError(f"--out {out}: must end in {', '.join(evaluation.WRITERS)}")
+        if _is_store(cube) and not cube.startswith("http"):
+            ds = xr.open_zarr(cube, decode_coords="all")
+        else:
+            ds = open_stac(_items_of(cube), collection=collection, bbox=bbox, datetime=datetime)
+        table = evaluation.evaluate(
+            ds, model or ["bicubic", "default"], scale=scale, degradation=degradation, border=border
+        )
+        typer.echo(evaluation.to_markdown(table))
+        if out:
+            out.write_text(evaluation.WRITERS[out.suffix](table) + "\n")
+
+
+@app.command()
 def info(target: Annotated[str, typer.Argument(help="Zarr store, packaged checkpoint or .safetensors file.")]) -> None:
     """Tell what a cube or a checkpoint says of itself."""
     with _errors_as_messages():

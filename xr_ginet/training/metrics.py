@@ -42,44 +42,49 @@ def psnr(estimate: NDArray, reference: NDArray, *, border: int = 0, data_range: 
 
 def ssim(estimate: NDArray, reference: NDArray, *, border: int = 0, data_range: float = 1.0) -> NDArray:
     """Return the structural similarity of each band: 11 × 11 Gaussian windows of σ 1.5, all within the image."""
-    estimate, reference = _inner(estimate, reference, border)
+    index = ssim_map(*_inner(estimate, reference, border), data_range=data_range)
+    return np.nanmean(index[..., SSIM_RADIUS:-SSIM_RADIUS, SSIM_RADIUS:-SSIM_RADIUS], axis=(-2, -1))
+
+
+def ssim_map(estimate: NDArray, reference: NDArray, *, data_range: float = 1.0) -> NDArray:
+    """Return the structural similarity of the window around each pixel: ``(..., y, x)``, float64."""
     position = np.arange(-SSIM_RADIUS, SSIM_RADIUS + 1)
     taps = np.exp(-0.5 * (position / SSIM_SIGMA) ** 2)
-    taps /= taps.sum()
-
-    def mean(image: NDArray) -> NDArray:
-        blurred = correlate1d(correlate1d(image, taps, axis=-1), taps, axis=-2)
-        return blurred[..., SSIM_RADIUS:-SSIM_RADIUS, SSIM_RADIUS:-SSIM_RADIUS]
-
     luminance, contrast = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-    mean_e, mean_r = mean(estimate), mean(reference)
-    var_e, var_r = mean(estimate**2) - mean_e**2, mean(reference**2) - mean_r**2
-    covariance = mean(estimate * reference) - mean_e * mean_r
-    index = ((2 * mean_e * mean_r + luminance) * (2 * covariance + contrast)) / (
+    mean_e, mean_r, var_e, var_r, covariance = _window_moments(estimate, reference, taps / taps.sum())
+    return ((2 * mean_e * mean_r + luminance) * (2 * covariance + contrast)) / (
         (mean_e**2 + mean_r**2 + luminance) * (var_e + var_r + contrast)
     )
-    return np.nanmean(index, axis=(-2, -1))
 
 
 def uiq(estimate: NDArray, reference: NDArray, *, border: int = 0) -> NDArray:
     """Return the universal image quality index of each band: the mean over all 8 × 8 windows within the image."""
-    estimate, reference = _inner(estimate, reference, border)
-    taps = np.full(UIQ_SIDE, 1 / UIQ_SIDE)
-    inside = (..., *(slice(UIQ_SIDE // 2, n - UIQ_SIDE // 2 + 1) for n in estimate.shape[-2:]))
+    index = uiq_map(*_inner(estimate, reference, border))
+    height, width = index.shape[-2:]
+    half = UIQ_SIDE // 2
+    return np.nanmean(index[..., half : height - half + 1, half : width - half + 1], axis=(-2, -1))
 
-    def mean(image: NDArray) -> NDArray:
-        return correlate1d(correlate1d(image, taps, axis=-1), taps, axis=-2)[inside]
 
-    mean_e, mean_r = mean(estimate), mean(reference)
-    var_e, var_r = mean(estimate**2) - mean_e**2, mean(reference**2) - mean_r**2
-    covariance = mean(estimate * reference) - mean_e * mean_r
+def uiq_map(estimate: NDArray, reference: NDArray) -> NDArray:
+    """Return the quality index of the window from 4 pixels before to 3 after each pixel: ``(..., y, x)``, float64."""
+    mean_e, mean_r, var_e, var_r, covariance = _window_moments(estimate, reference, np.full(UIQ_SIDE, 1 / UIQ_SIDE))
     denominator = (var_e + var_r) * (mean_e**2 + mean_r**2)
     flat = var_e + var_r < 1e-12 * (mean_e**2 + mean_r**2)  # alike in structure: compared by their means alone
     with np.errstate(invalid="ignore", divide="ignore"):
-        index = np.where(
+        return np.where(
             flat, 2 * mean_e * mean_r / (mean_e**2 + mean_r**2), 4 * covariance * mean_e * mean_r / denominator
         )
-    return np.nanmean(index, axis=(-2, -1))
+
+
+def _window_moments(estimate: NDArray, reference: NDArray, taps: NDArray) -> tuple[NDArray, ...]:
+    """Return both means, both variances and the covariance of the window around each pixel."""
+
+    def mean(image: NDArray) -> NDArray:
+        return correlate1d(correlate1d(image, taps, axis=-1), taps, axis=-2)
+
+    mean_e, mean_r = mean(estimate), mean(reference)
+    var_e, var_r = mean(estimate**2) - mean_e**2, mean(reference**2) - mean_r**2
+    return mean_e, mean_r, var_e, var_r, mean(estimate * reference) - mean_e * mean_r
 
 
 def ergas(estimate: NDArray, reference: NDArray, *, border: int = 0, factor: int = 2) -> float:
@@ -91,12 +96,15 @@ def ergas(estimate: NDArray, reference: NDArray, *, border: int = 0, factor: int
 
 def sam(estimate: NDArray, reference: NDArray, *, border: int = 0) -> float:
     """Return the mean angle between the spectra of estimate and reference, degrees."""
-    estimate, reference = _inner(estimate, reference, border)
-    product = (estimate * reference).sum(0)
-    norms = np.sqrt((estimate**2).sum(0) * (reference**2).sum(0))
+    return float(np.nanmean(spectral_angle(*_inner(estimate, reference, border))))
+
+
+def spectral_angle(estimate: NDArray, reference: NDArray) -> NDArray:
+    """Return the angle between the spectra of each pixel, degrees: ``(..., band, y, x) -> (..., y, x)``."""
+    product = (estimate * reference).sum(-3)
+    norms = np.sqrt((estimate**2).sum(-3) * (reference**2).sum(-3))
     with np.errstate(invalid="ignore", divide="ignore"):
-        cosine = np.clip(product / norms, -1, 1)
-    return float(np.degrees(np.nanmean(np.arccos(cosine))))
+        return np.degrees(np.arccos(np.clip(product / norms, -1, 1)))
 
 
 def _inner(estimate: NDArray, reference: NDArray, border: int) -> tuple[NDArray, NDArray]:
