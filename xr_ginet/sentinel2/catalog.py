@@ -8,6 +8,7 @@ grid must nest. Nothing is read here but metadata.
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +21,7 @@ from .bands import BANDS, BANDS_10M, BANDS_20M
 from .grids import Grid, read_crs, transform_bounds
 from .items import BandAsset, Scene, read_item, solar_day
 from .layouts import describe
-from .reader import read_scenes
+from .reader import look, read_scenes
 
 if TYPE_CHECKING:
     import pystac
@@ -111,7 +112,7 @@ def open_stac(
     )
     if groupby not in ("solar_day", None):
         raise ValueError(f"groupby={groupby!r}: must be 'solar_day' or None")
-    scenes = latest_versions([read_item(item, bands, offset=offset) for item in items])
+    scenes = latest_versions([read_item(item, bands, offset=offset, look=look) for item in items])
     epsg = _common_epsg(scenes, crs)
     by_day = groupby == "solar_day"
     scenes.sort(key=lambda s: (s.solar_day if by_day else "", by_day and not s.is_native(epsg), s.datetime, s.id))
@@ -185,7 +186,7 @@ def complete(
         datetime=f"{first - 1}T00:00:00Z/{last + 1}T23:59:59Z" if searched else None,
         sign=sign,
     )
-    scenes = latest_versions([read_item(item, missing, offset=offset) for item in items])
+    scenes = latest_versions([read_item(item, missing, offset=offset, look=look) for item in items])
     # Items of a neighbouring UTM zone show the same ground, but would have to be resampled.
     scenes = [scene for scene in scenes if scene.solar_day in days and scene.is_native(epsg)]
     scenes = _over_ground(sorted(scenes, key=lambda s: (s.datetime, s.id)), grid, epsg)
@@ -391,14 +392,15 @@ def latest_versions(scenes: Sequence[Scene]) -> list[Scene]:
 
 def _provenance(scenes: Sequence[Scene], catalog: Any, collection: str) -> dict[str, Any]:
     """Return the attributes that tell where the pixels came from; a URL without what may be secret in it."""
-    reasons = {asset.radiometry.reason for scene in scenes for asset in scene.bands.values()}
+    reasons = Counter(reason for s in scenes for reason in {asset.radiometry.reason for asset in s.bands.values()})
+    decided = sorted(reasons) if len(reasons) == 1 else [f"{r} ({n} items)" for r, n in sorted(reasons.items())]
     url = catalog.get_self_href() if hasattr(catalog, "search") else catalog
     source: dict[str, Any] = {}
     if isinstance(url, str):
         parts = urlsplit(url)
         source["source_catalog"] = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
         source["source_collection"] = collection
-    return source | {"source_items": [scene.id for scene in scenes], "radiometry": "; ".join(sorted(reasons))}
+    return source | {"source_items": [scene.id for scene in scenes], "radiometry": "; ".join(decided)}
 
 
 def _as_item(item: Any) -> Any:
