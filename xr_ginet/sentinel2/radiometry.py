@@ -123,7 +123,7 @@ def _decide(item: Mapping[str, Any], asset: Mapping[str, Any], stated: float | N
             f"item {item['id']} states an offset of {stated:g}, but its processing baseline is {baseline:05.2f}, and "
             "ESA added none before 04.00. Type offset=0 if the pixels are ESA's own, offset=-1000 if 1000 was added"
         )
-    return float(stated), f"offset {stated:g} as the asset states"
+    return float(stated), f"offset {stated:g}, as its asset or store states"
 
 
 def processing_baseline(item: Mapping[str, Any]) -> float | None:
