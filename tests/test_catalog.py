@@ -18,8 +18,8 @@ from pyproj import Transformer
 
 import xr_ginet
 from xr_ginet.network import Checkpoint
-from xr_ginet.sentinel2.bands import BANDS, BANDS_10M, BANDS_20M
-from xr_ginet.sentinel2.catalog import complete, cube_grid, find_items
+from xr_ginet.sentinel2.bands import BANDS_10M, BANDS_20M
+from xr_ginet.sentinel2.catalog import complete, cube_grid
 from xr_ginet.sentinel2.grids import Grid
 from xr_ginet.sentinel2.items import read_item
 from xr_ginet.sentinel2.radiometry import processing_baseline, radiometry
@@ -27,62 +27,12 @@ from xr_ginet.simulation import write_cogs
 
 ALL_BANDS = (*BANDS_10M, *BANDS_20M)
 
-# -- real items: metadata
-# ------------------------------------------------------------------------------------------------
-
-# File, EPSG, origin, offset in digital numbers, and a word of the reason: from the collection's own index.
-REAL_ITEMS = [
-    ("earthsearch-v1_S2A_32TMT_20200305_0_L2A", 32632, (399_960, 5_300_040), 0, "states"),
-    ("earthsearch-v1_S2A_32TMT_20200305_1_L2A", 32632, (399_960, 5_300_040), 0, "took it"),
-    ("earthsearch-v1_S2A_13SCV_20200413_0_L2A", 32613, (300_000, 4_000_020), 0, "states"),
-    ("earthsearch-v1_S2A_13TDE_20231008_0_L2A", 32613, (399_960, 4_500_000), 0, "took it"),
-    ("earthsearch-v1_S2B_20EPT_20250731_0_L2A", 32720, (600_000, 3_300_040), 0, "took it"),
-    ("earthsearch-v1-c1_S2B_T20EPT_20250731T131905_L2A", 32720, (600_000, 3_300_040), -1000, "states"),
-    ("earthsearch-v1-c1_S2B_T01WCR_20250427T000611_L2A", 32601, (300_000, 7_600_020), -1000, "states"),
-    ("planetarycomputer_S2B_MSIL2A_20200705T101559_R065_T32TMT_20200825T083452", 32632, (399_960, 5_300_040), 0,
-    "02.12"), ("planetarycomputer_S2B_MSIL2A_20190629T212529_R043_T06VVN_20201006T080531", 32606, (399_960,
-    6_800_040), 0, "02.12"), ("planetarycomputer_S2B_MSIL2A_20220612T182919_R027_T24XWR_20220613T123251", 32624,
-    (499_980, 9_100_020), -1000, "04.00"),
-    ("planetarycomputer_S2B_MSIL2A_20240419T095549_R122_T47XML_20240419T123458", 32647, (399_960, 9_100_020), -1000,
-    "05.10"),
-]  # fmt: skip
+# -- real items
+# ---------------------------------------------------------------------------------------------------------------
 
 
 def load_item(name: str) -> dict:
     return json.loads((SHARED / "stac-items" / f"{name}.json").read_text())
-
-
-@needs_shared
-@pytest.mark.parametrize(("name", "epsg", "origin", "offset", "reason"), REAL_ITEMS)
-@pytest.mark.parametrize("as_pystac", [False, True])
-@pytest.mark.filterwarnings("ignore:Could not parse bucket")  # pystac migrating the storage extension
-def test_real_items_yield_ten_native_assets(
-    name: str, epsg: int, origin: tuple, offset: int, reason: str, as_pystac: bool
-) -> None:
-    item = load_item(name)
-    [found] = find_items([pystac.Item.from_dict(item) if as_pystac else item])
-    scene = read_item(found, ALL_BANDS)
-    for band in ALL_BANDS:
-        asset = scene.bands[band]
-        size = 10_980 * 10 // BANDS[band].resolution
-        assert asset.href.endswith((f"{band}.tif", f"{band}_{BANDS[band].resolution}m.tif"))
-        assert asset.epsg == epsg
-        assert asset.grid == Grid(*origin, BANDS[band].resolution, -BANDS[band].resolution, (size, size))
-        assert (asset.radiometry.scale, asset.radiometry.offset) == (1e-4, offset)
-        assert reason in asset.radiometry.reason
-    assert scene.datetime.isoformat() == item["properties"]["datetime"].removesuffix("Z")
-
-
-@needs_shared
-@pytest.mark.parametrize("name", [row[0] for row in REAL_ITEMS])
-def test_real_items_open_as_a_lazy_full_tile(name: str) -> None:
-    with no_compute():
-        cube = xr_ginet.open_stac([load_item(name)])
-    assert dict(cube.sizes) == {"time": 1, "y": 10_980, "x": 10_980, "y_20m": 5490, "x_20m": 5490}
-    assert cube["B02"].chunksizes["y"][0] == 1024
-    assert cube["B05"].chunksizes["x_20m"][0] == 512
-    assert cube.attrs["source_items"] == [load_item(name)["id"]]
-    assert cube.rio.crs is not None
 
 
 @needs_shared
@@ -126,6 +76,7 @@ def minimal(properties: dict | None = None, asset: dict | None = None, item_id: 
 
 
 STATED = {"raster:bands": [{"scale": 1e-4, "offset": -0.1}]}
+UNSHIFTED = {"raster:bands": [{"scale": 1e-4, "offset": 0}]}
 
 
 @pytest.mark.parametrize(
@@ -133,7 +84,10 @@ STATED = {"raster:bands": [{"scale": 1e-4, "offset": -0.1}]}
     [
         (*minimal({"earthsearch:boa_offset_applied": True}, STATED), 0),
         (*minimal({"earthsearch:boa_offset_applied": True}, STATED | {"type": "image/jp2"}), -1000),
-        (*minimal({"earthsearch:boa_offset_applied": False}, STATED), -1000),
+        (*minimal({"earthsearch:boa_offset_applied": False}, UNSHIFTED), 0),
+        (*minimal({"earthsearch:boa_offset_applied": False}, STATED | {"type": "image/jp2"}), -1000),
+        (*minimal({"sentinel:boa_offset_applied": False, "sentinel:processing_baseline": "03.01"}), 0),
+        (*minimal({"s2:processing_baseline": "05.00"}, UNSHIFTED), 0),
         (*minimal({}, STATED), -1000),
         (*minimal({"s2:processing_baseline": "05.10"}, {"raster:bands": [{"scale": 1e-4}]}), -1000),
         (*minimal({"s2:processing_baseline": "05.10"}, {"raster:bands": [{"scale": None, "offset": -0.1}]}), -1000),
@@ -157,6 +111,29 @@ def test_an_item_that_says_nothing_is_refused() -> None:
         ValueError, match=r"neither an offset nor its processing baseline.*Type offset=0 or offset=-1000"
     ):
         radiometry(*minimal())
+
+
+@pytest.mark.parametrize(
+    ("item", "asset", "match"),
+    [
+        (
+            *minimal({"earthsearch:boa_offset_applied": False, "s2:processing_baseline": "05.10"}, STATED),
+            r"item x says boa_offset_applied=false, yet states an offset of -1000\..*type offset=-1000 or offset=0",
+        ),
+        (
+            *minimal({"sentinel:boa_offset_applied": False, "sentinel:processing_baseline": "04.00"}),
+            r"item x says boa_offset_applied=false, yet its processing baseline is 04\.00\.",
+        ),
+        (
+            *minimal({"processing:version": "02.14"}, STATED),
+            r"item x states an offset of -1000, but its processing baseline is 02\.14.*Type offset=0",
+        ),
+    ],
+)
+def test_an_item_that_contradicts_itself_is_refused(item: dict, asset: dict, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        radiometry(item, asset)
+    assert radiometry(item, asset, offset=0).offset == 0
 
 
 # -- pixels
@@ -241,6 +218,8 @@ def test_items_of_a_day_are_joined_after_each_was_scaled_by_its_own_offset(tmp_p
     old, _fine, coarse = write_item(tmp_path, "old", 1, moment="2024-05-01T10:50:31Z")
     # The neighbour to the east, 10 coarse pixels overlapping, of a baseline with an offset that the asset states.
     new, _fine_new, coarse_new = write_item(tmp_path, "new", 2, moment="2024-05-01T10:50:45Z", shift=(0, 30))
+    del new["properties"]["earthsearch:boa_offset_applied"]
+    new["properties"]["s2:processing_baseline"] = "05.10"
     for asset in new["assets"].values():
         asset["raster:bands"][0]["offset"] = -0.1
     cube = xr_ginet.open_stac([new, old], chunks=32)

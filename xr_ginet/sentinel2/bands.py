@@ -37,18 +37,18 @@ class Band:
 BANDS: dict[str, Band] = {
     band.name: band
     for band in (
-        Band("B01", 60, 442.7, 21, 0.32, "coastal aerosol", ("coastal",)),
-        Band("B02", 10, 492.4, 66, 0.25, "blue", ("blue",)),
-        Band("B03", 10, 559.8, 36, 0.25, "green", ("green",)),
-        Band("B04", 10, 664.6, 31, 0.25, "red", ("red",)),
-        Band("B05", 20, 704.1, 15, 0.38, "vegetation red edge 1", ("rededge1", "rededge071")),
-        Band("B06", 20, 740.5, 15, 0.34, "vegetation red edge 2", ("rededge2", "rededge075")),
-        Band("B07", 20, 782.8, 20, 0.34, "vegetation red edge 3", ("rededge3", "rededge078")),
-        Band("B08", 10, 832.8, 106, 0.25, "near infrared", ("nir",)),
-        Band("B8A", 20, 864.7, 21, 0.33, "narrow near infrared", ("nir08",)),
+        Band("B01", 60, 442.7, 21, 0.32, "coastal aerosol", ("coastal", "nbart_coastal_aerosol")),
+        Band("B02", 10, 492.4, 66, 0.25, "blue", ("blue", "nbart_blue")),
+        Band("B03", 10, 559.8, 36, 0.25, "green", ("green", "nbart_green")),
+        Band("B04", 10, 664.6, 31, 0.25, "red", ("red", "nbart_red")),
+        Band("B05", 20, 704.1, 15, 0.38, "vegetation red edge 1", ("rededge1", "rededge071", "nbart_red_edge_1")),
+        Band("B06", 20, 740.5, 15, 0.34, "vegetation red edge 2", ("rededge2", "rededge075", "nbart_red_edge_2")),
+        Band("B07", 20, 782.8, 20, 0.34, "vegetation red edge 3", ("rededge3", "rededge078", "nbart_red_edge_3")),
+        Band("B08", 10, 832.8, 106, 0.25, "near infrared", ("nir", "nbart_nir_1")),
+        Band("B8A", 20, 864.7, 21, 0.33, "narrow near infrared", ("nir08", "nbart_nir_2")),
         Band("B09", 60, 945.1, 20, 0.26, "water vapour", ("nir09",)),
-        Band("B11", 20, 1613.7, 91, 0.22, "short-wave infrared 1", ("swir16",)),
-        Band("B12", 20, 2202.4, 175, 0.23, "short-wave infrared 2", ("swir22",)),
+        Band("B11", 20, 1613.7, 91, 0.22, "short-wave infrared 1", ("swir16", "nbart_swir_2")),
+        Band("B12", 20, 2202.4, 175, 0.23, "short-wave infrared 2", ("swir22", "nbart_swir_3")),
     )
 }
 

@@ -8,7 +8,9 @@ grid must nest. Nothing is read here but metadata.
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit, urlunsplit
@@ -20,7 +22,7 @@ from .bands import BANDS, BANDS_10M, BANDS_20M
 from .grids import Grid, read_crs, transform_bounds
 from .items import BandAsset, Scene, read_item, solar_day
 from .layouts import describe
-from .reader import read_scenes
+from .reader import look, read_scenes
 
 if TYPE_CHECKING:
     import pystac
@@ -68,14 +70,16 @@ def open_stac(
         CRS of the cube, for items in several: then those of others are resampled, and the network no longer sees
         native pixels.
     chunks : int
-        Pixels per chunk and axis at 10 m, even; 20 m bands get half of it.
+        Pixels per chunk and axis at 10 m, even; 20 m bands get half of it. Zarr stores are read in whole chunks of
+        their own (1830 pixels in EOPF's): a multiple of these, or a much larger number, spares reading them twice.
     groupby : {"solar_day", None}
         ``"solar_day"`` joins the items of one day to one time step, the first valid pixel on top; None keeps each
         item apart. Of several processing versions of one scene the latest alone is used.
     sign : callable, optional
         Applied to each item before use, such as ``planetary_computer.sign``.
     offset : "auto" or number
-        Digital numbers to add; ``"auto"`` decides from what each item says, see `xr_ginet.sentinel2.radiometry`.
+        Digital numbers to add; ``"auto"`` decides from what each item says, see `radiometry.radiometry`. The decision
+        is in the result's attribute ``radiometry``.
     bands : sequence of str
         ESA names of the bands to load.
 
@@ -88,7 +92,13 @@ def open_stac(
     ------
     ValueError
         If nothing is found, an item lacks a band at its native resolution, items lie in several CRS and none was asked
-        for, or an item's radiometry cannot be told.
+        for, or an item's radiometry or grid cannot be told.
+
+    Notes
+    -----
+    Rasters are opened by GDAL, which has addresses and keys of ``s3://`` from the environment; for the Copernicus Data
+    Space, ``AWS_S3_ENDPOINT=eodata.dataspace.copernicus.eu``, ``AWS_VIRTUAL_HOSTING=FALSE`` and the two keys of one's
+    account. Zarr stores are opened by zarr; of those whose items do not tell grid or type, metadata is read at once.
     """
     if chunks < 2 or chunks % 2:
         raise ValueError(f"chunks={chunks}: must be an even number of 10 m pixels, so that 20 m chunks nest")
@@ -111,7 +121,7 @@ def open_stac(
     )
     if groupby not in ("solar_day", None):
         raise ValueError(f"groupby={groupby!r}: must be 'solar_day' or None")
-    scenes = latest_versions([read_item(item, bands, offset=offset) for item in items])
+    scenes = latest_versions(_read_items(items, bands, offset))
     epsg = _common_epsg(scenes, crs)
     by_day = groupby == "solar_day"
     scenes.sort(key=lambda s: (s.solar_day if by_day else "", by_day and not s.is_native(epsg), s.datetime, s.id))
@@ -185,7 +195,7 @@ def complete(
         datetime=f"{first - 1}T00:00:00Z/{last + 1}T23:59:59Z" if searched else None,
         sign=sign,
     )
-    scenes = latest_versions([read_item(item, missing, offset=offset) for item in items])
+    scenes = latest_versions(_read_items(items, missing, offset))
     # Items of a neighbouring UTM zone show the same ground, but would have to be resampled.
     scenes = [scene for scene in scenes if scene.solar_day in days and scene.is_native(epsg)]
     scenes = _over_ground(sorted(scenes, key=lambda s: (s.datetime, s.id)), grid, epsg)
@@ -275,6 +285,14 @@ def find_items(
     if sign is not None:
         items = [sign(_as_item(item)) for item in items]
     return [dict(item) if isinstance(item, Mapping) else item.to_dict(transform_hrefs=False) for item in items]
+
+
+def _read_items(
+    items: Sequence[Mapping[str, Any]], bands: Sequence[str], offset: float | Literal["auto"]
+) -> list[Scene]:
+    """Return what each item says, at once for several: some stores have to be asked over the network."""
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(lambda item: read_item(item, bands, offset=offset, look=look), items))
 
 
 def cube_grid(scenes: Sequence[Scene], epsg: int, bbox: tuple[float, float, float, float] | None) -> Grid:
@@ -391,14 +409,19 @@ def latest_versions(scenes: Sequence[Scene]) -> list[Scene]:
 
 def _provenance(scenes: Sequence[Scene], catalog: Any, collection: str) -> dict[str, Any]:
     """Return the attributes that tell where the pixels came from; a URL without what may be secret in it."""
-    reasons = {asset.radiometry.reason for scene in scenes for asset in scene.bands.values()}
+    reasons = Counter(reason for s in scenes for reason in {asset.radiometry.reason for asset in s.bands.values()})
+    decided = (
+        sorted(reasons)
+        if len(reasons) == 1
+        else [f"{r} ({n} of {len(scenes)} items)" for r, n in sorted(reasons.items())]
+    )
     url = catalog.get_self_href() if hasattr(catalog, "search") else catalog
     source: dict[str, Any] = {}
     if isinstance(url, str):
         parts = urlsplit(url)
         source["source_catalog"] = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
         source["source_collection"] = collection
-    return source | {"source_items": [scene.id for scene in scenes], "radiometry": "; ".join(sorted(reasons))}
+    return source | {"source_items": [scene.id for scene in scenes], "radiometry": "; ".join(decided)}
 
 
 def _as_item(item: Any) -> Any:

@@ -1,20 +1,25 @@
 """What a STAC item says of a Sentinel-2 scene: where each band lies, on which grid, with what radiometry.
 
-Plain JSON in, plain values out; nothing is opened. Catalogues disagree about keys, names and extensions, so a band is
-looked for in everything an asset gives.
+Plain JSON in, plain values out; nothing is opened but the metadata of a Zarr store whose item does not tell its grid or
+its type. Catalogues disagree about keys, names and extensions, so a band is looked for in everything an asset gives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, timedelta
 from datetime import datetime as Datetime
 from typing import Any, Literal
+from urllib.parse import urljoin, urlsplit
 
 from .bands import BANDS, band_name
 from .grids import Grid
-from .radiometry import Radiometry, processing_baseline, radiometry
+from .radiometry import Radiometry, described_bands, processing_baseline, radiometry
+
+RASTERS = ("image/tiff", "image/jp2", "image/vnd.stac.geotiff")
+ZARR = ("application/vnd+zarr", "application/vnd.zarr")
+"""Media types, as they begin."""
 
 
 @dataclass(frozen=True)
@@ -22,13 +27,15 @@ class BandAsset:
     """Where a band lies, and what its digital numbers mean."""
 
     href: str
-    """Of a raster that GDAL can open."""
+    """Of a raster that GDAL can open, or of a Zarr array."""
     epsg: int
     """Code of the raster's CRS."""
     grid: Grid
     """The raster's grid."""
     radiometry: Radiometry
     """How to read its pixels."""
+    is_zarr: bool = False
+    """Whether it is read by zarr instead of GDAL."""
 
 
 @dataclass(frozen=True)
@@ -70,22 +77,44 @@ def solar_day(moment: Datetime, longitude: float) -> str:
     return (moment + timedelta(hours=longitude / 15)).date().isoformat()
 
 
-def read_item(item: Mapping[str, Any], bands: Iterable[str], *, offset: float | Literal["auto"] = "auto") -> Scene:
+def read_item(
+    item: Mapping[str, Any],
+    bands: Iterable[str],
+    *,
+    offset: float | Literal["auto"] = "auto",
+    look: Callable[[str], Mapping[str, Any]] | None = None,
+) -> Scene:
     """Return what reading a STAC item takes: the asset of each band at its native resolution, grid and radiometry.
+
+    Parameters
+    ----------
+    item : mapping
+        STAC JSON.
+    bands : iterable of str
+        ESA names.
+    offset : "auto" or number
+        As for `radiometry`.
+    look : callable, optional
+        Returns in the words of STAC what the Zarr array at a URL says of itself, such as `reader.look`. Called only
+        where the item does not tell a Zarr asset's grid or its type.
 
     Raises
     ------
     ValueError
-        If a band has no asset at its native resolution, or an asset does not tell its CRS and grid.
+        If a band has no asset at its native resolution, or an asset does not tell its CRS, grid and radiometry.
     """
     found = {}
     for name in bands:
         key, asset = _find_asset(item, name)
+        href, is_zarr = _href(item, key, asset), _is_zarr(asset)
+        if is_zarr and _is_vague(item, key, asset):
+            asset = {**asset, **_look(item, key, href, look)}
         found[name] = BandAsset(
-            href=asset["href"],
+            href=href,
             epsg=_epsg(item, key, asset),
             grid=_asset_grid(item, key, asset),
             radiometry=radiometry(item, asset, offset),
+            is_zarr=is_zarr,
         )
     return Scene(item["id"], _moment(item), _longitude(item), found, processing_baseline(item))
 
@@ -105,14 +134,13 @@ def _longitude(item: Mapping[str, Any]) -> float:
     if not bbox or len(bbox) not in (4, 6):
         raise ValueError(f"item {item['id']} has no bbox, by which to tell its solar day; it says {bbox}")
     west, east = bbox[0], bbox[len(bbox) // 2]
-    return ((west + east + (360 if west > east else 0)) / 2 + 180) % 360 - 180
+    crosses = west > east or east - west > 180  # by the standard, or as a box around both of its parts
+    return ((west + east + (360 if crosses else 0)) / 2 + 180) % 360 - 180
 
 
 def _find_asset(item: Mapping[str, Any], name: str) -> tuple[str, Mapping[str, Any]]:
-    """Return the asset that holds a band at its native resolution, COG before JPEG2000."""
-    candidates = [
-        (key, asset) for key, asset in item["assets"].items() if _is_raster(asset) and _asset_band(key, asset) == name
-    ]
+    """Return the asset that holds a band at its native resolution: COG before JPEG2000, an array before its group."""
+    candidates = [(key, asset) for key, asset in _band_assets(item) if _asset_band(key, asset) == name]
     native = [(k, a) for k, a in candidates if _resolution(item, a) in (None, BANDS[name].resolution)]
     if not native:
         found = ", ".join(f"{key} ({_resolution(item, asset):g} m)" for key, asset in candidates)
@@ -121,27 +149,76 @@ def _find_asset(item: Mapping[str, Any], name: str) -> tuple[str, Mapping[str, A
             f"{BANDS[name].resolution} m"
             + (f"; it has {found}" if found else f"; its assets are {', '.join(item['assets'])}")
         )
-    return min(native, key=lambda pair: "jp2" in (pair[1].get("type") or ""))
+    return min(native, key=lambda pair: ("jp2" in (pair[1].get("type") or ""), "/" in pair[0]))
+
+
+def _band_assets(item: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield an item's rasters of one band each; a Zarr group of several is taken apart, under ``key/band``."""
+    for key, asset in item["assets"].items():
+        if set(asset.get("roles") or ()) & {"thumbnail", "overview", "visual"}:
+            continue
+        bands = described_bands(asset)
+        if len(bands) <= 1 and (asset.get("type") or "").startswith((*RASTERS, *ZARR)):
+            yield key, asset
+        elif len(bands) > 1 and _is_zarr(asset):
+            for band in bands:
+                array = {
+                    **asset,
+                    **band,
+                    "bands": [band],
+                    "href": f"{asset['href'].rstrip('/')}/{band['name'].lower()}",
+                }
+                if "profile=multiscales" in asset["type"]:  # a group of groups, each of one resolution
+                    array["href"] = f"{asset['href'].rstrip('/')}/r{array['gsd']}m/{band['name'].lower()}"
+                    array["proj:transform"] = None
+                yield f"{key}/{band['name']}", array
 
 
 def _asset_band(key: str, asset: Mapping[str, Any]) -> str | None:
     """Return the ESA name of the one band that an asset holds, by its band's name, its key or its common name."""
-    described = asset.get("bands") or asset.get("eo:bands") or [{}]
-    if len(described) > 1:
-        return None
-    band = described[0]
+    [band] = described_bands(asset) or [{}]
     names = (band.get("name"), key, band.get("eo:common_name"), band.get("common_name"))
     return next((esa for name in names if name and (esa := band_name(name))), None)
 
 
-def _is_raster(asset: Mapping[str, Any]) -> bool:
-    """Return whether an asset is data that GDAL reads as one raster, and no picture of it."""
-    media_type, roles = asset.get("type") or "", set(asset.get("roles") or ())
-    return media_type.startswith(("image/tiff", "image/jp2", "image/vnd.stac.geotiff")) and not roles & {
-        "thumbnail",
-        "overview",
-        "visual",
-    }
+def _is_zarr(asset: Mapping[str, Any]) -> bool:
+    return (asset.get("type") or "").startswith(ZARR)
+
+
+def _href(item: Mapping[str, Any], key: str, asset: Mapping[str, Any]) -> str:
+    """Return where an asset lies; a relative reference is relative to its item."""
+    href = str(asset["href"])
+    if urlsplit(href).scheme or href.startswith("/"):
+        return href
+    base = next((str(link["href"]) for link in item.get("links", ()) if link.get("rel") == "self"), None)
+    if base is None:
+        raise ValueError(
+            f"item {item['id']}, asset {key!r}: {href} is relative to the item, and no link of the item tells where "
+            "that lies. Open the item from its file, pystac.Item.from_file(…)"
+        )
+    scheme, colon, rest = base.partition(":")
+    return scheme + colon + urljoin(rest, href) if colon else urljoin(base, href)  # urljoin does not know s3:
+
+
+def _is_vague(item: Mapping[str, Any], key: str, asset: Mapping[str, Any]) -> bool:
+    """Return whether an item leaves open where a Zarr array's pixels lie, or of what type they are."""
+    typed = any(asset.get(field) is not None for field in ("data_type", "raster:scale"))
+    return not typed or _stated_grid(item, key, asset) is None
+
+
+def _look(
+    item: Mapping[str, Any], key: str, href: str, look: Callable[[str], Mapping[str, Any]] | None
+) -> Mapping[str, Any]:
+    about = f"item {item['id']}, asset {key!r}: its grid or its type of numbers is told by its Zarr store alone"
+    if look is None:
+        raise ValueError(f"{about}, {href}. Type look=xr_ginet.sentinel2.reader.look to open it")
+    try:
+        return look(href)
+    except Exception as error:  # whatever a store raises: missing packages, network, permission, codecs
+        raise ValueError(
+            f"{about}, and {href} could not be read ({type(error).__name__}: {error}). Is it reached from here, and "
+            "are the packages for it there? https: pip install aiohttp; s3: pip install s3fs"
+        ) from error
 
 
 def _resolution(item: Mapping[str, Any], asset: Mapping[str, Any]) -> float | None:
@@ -161,10 +238,26 @@ def _epsg(item: Mapping[str, Any], key: str, asset: Mapping[str, Any]) -> int:
 
 
 def _asset_grid(item: Mapping[str, Any], key: str, asset: Mapping[str, Any]) -> Grid:
-    transform, shape = (asset.get(f"proj:{k}", item["properties"].get(f"proj:{k}")) for k in ("transform", "shape"))
-    if not transform or not shape:
+    grid = _stated_grid(item, key, asset)
+    if grid is None:
         raise ValueError(f"item {item['id']}, asset {key!r}: no proj:transform and proj:shape to place its pixels")
-    dx, skew_x, x0, skew_y, dy, y0 = (float(value) for value in transform[:6])
-    if skew_x or skew_y or dy >= 0:
-        raise ValueError(f"item {item['id']}, asset {key!r}: its proj:transform {transform} is not north-up")
-    return Grid(x0, y0, dx, dy, (int(shape[0]), int(shape[1])))
+    return grid
+
+
+def _stated_grid(item: Mapping[str, Any], key: str, asset: Mapping[str, Any]) -> Grid | None:
+    """Return the grid that an item tells: by transform and shape, or by a box in the CRS's units and a resolution."""
+    transform, shape, box = (
+        asset.get(f"proj:{field}", item["properties"].get(f"proj:{field}")) for field in ("transform", "shape", "bbox")
+    )
+    if transform and shape:
+        dx, skew_x, x0, skew_y, dy, y0 = (float(value) for value in transform[:6])
+        if skew_x or skew_y or dy >= 0:
+            raise ValueError(f"item {item['id']}, asset {key!r}: its proj:transform {transform} is not north-up")
+        return Grid(x0, y0, dx, dy, (int(shape[0]), int(shape[1])))
+    resolution = _resolution(item, asset)
+    # EOPF's items of 2025 have degrees here, against the standard; no place of UTM lies within 360 m of its origin.
+    if not box or not resolution or max(abs(value) for value in box) <= 360:
+        return None
+    west, south, east, north = (float(value) for value in box)
+    height, width = round((north - south) / resolution), round((east - west) / resolution)
+    return Grid(west, north, resolution, -resolution, (height, width))

@@ -2,14 +2,14 @@
 
 Since processing baseline 04.00 ESA adds 1000 to digital numbers. Some catalogues take it away again, some state it,
 some say nothing, and one states an offset that its pixels no longer have. So the decision looks at what an item says
-of itself, never at its date, and carries its reason.
+of itself and at what is known of those who say it, never at its date, and carries its reason.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 OFFSET_BASELINE = 4.0
@@ -26,12 +26,42 @@ class Radiometry:
     """Added to the digital number before scaling: 0 or -1000."""
     reason: str
     """In words, for the result's attributes."""
+    nodata: float = 0
+    """A pixel is missing where its stored number is not above this one."""
+    dtype: str = "uint16"
+    """Of the stored numbers; floating point where a store holds reflectance."""
+
+
+NBART = Radiometry(1e-4, 0.0, "offset 0: Geoscience Australia's NBART carries none", nodata=-999, dtype="int16")
+"""Not ESA's product: its items name the baseline of the scene that it was made from, and state no scale or nodata."""
+
+REFLECTANCE = Radiometry(
+    1.0, 0.0, "offset 0: the store holds reflectance, scale and offset applied", nodata=-0.09995, dtype="float32"
+)
+"""Of decoded pixels. ESA's digital number 0 is missing, and -0.1 where whoever decoded it overlooked that."""
 
 
 def radiometry(
     item: Mapping[str, Any], asset: Mapping[str, Any], offset: float | Literal["auto"] = "auto"
 ) -> Radiometry:
     """Return the radiometry of an asset of a STAC item.
+
+    The first that applies decides:
+
+    ======================================  ======================================================================
+    The item or the asset                   Digital numbers to add
+    ======================================  ======================================================================
+    ``boa_offset_applied`` is true          0 for COGs, whatever offset is stated beside it: Earth Search has
+                                            subtracted it from them (but not from ESA's JPEG2000 files)
+    ``boa_offset_applied`` is false, yet    an error: of such items of Earth Search some have 1000 on top of their
+    an offset is stated or, where nothing   pixels and others have not, and nothing in the item tells which
+    is, the baseline is 04.00 or later
+    an offset is stated                     that; an error where the baseline is before 04.00, as ESA added none
+    the processing baseline is known        -1000 from 04.00 on, else 0
+    otherwise                               an error
+    ======================================  ======================================================================
+
+    Geoscience Australia's NBART, and stores of floating point reflectance, carry no offset.
 
     Parameters
     ----------
@@ -43,28 +73,57 @@ def radiometry(
     Raises
     ------
     ValueError
-        If the item neither states an offset nor tells its processing baseline.
+        If what the item says leaves two answers, or an offset is given for pixels that are reflectance.
     """
     scale, stated = _stated(asset)
+    if scale is None and _data_type(asset).startswith("float"):
+        if offset not in ("auto", 0):
+            raise ValueError(
+                f"item {item['id']} has reflectance in its store, not digital numbers: offset={offset:g} cannot be "
+                "added. Leave it out"
+            )
+        return replace(REFLECTANCE, dtype=_data_type(asset))
+    is_nbart = any(str(band.get("name")).startswith("nbart_") for band in described_bands(asset))
+    pixels = NBART if is_nbart else Radiometry(scale or 1e-4, 0.0, "", dtype=_data_type(asset))
     if offset != "auto":
-        return Radiometry(scale, float(offset), f"offset {offset:g} given by the caller")
+        return replace(pixels, offset=float(offset), reason=f"offset {offset:g} given by the caller")
+    if is_nbart:
+        return pixels
+    number, reason = _decide(item, asset, None if stated is None else round(stated / pixels.scale))
+    return replace(pixels, offset=number, reason=reason)
+
+
+def _decide(item: Mapping[str, Any], asset: Mapping[str, Any], stated: float | None) -> tuple[float, str]:
+    """Return the offset of ESA's digital numbers, and why, from what is stated, the flag and the baseline."""
     flag = next((v for k, v in item["properties"].items() if k.endswith("boa_offset_applied")), None)
-    if flag and "jp2" not in (asset.get("type") or ""):
-        return Radiometry(scale, 0.0, "offset 0: the catalogue took it from the pixels (boa_offset_applied)")
-    if stated is not None:
-        return Radiometry(scale, round(stated / scale), f"offset {stated:g} reflectance as the asset states")
     baseline = processing_baseline(item)
-    if baseline is None:
+    shifted = baseline is not None and baseline >= OFFSET_BASELINE
+    if flag is not None and "jp2" not in (asset.get("type") or ""):
+        if flag:
+            return 0.0, "offset 0: the catalogue took it from the pixels (boa_offset_applied)"
+        if stated or (stated is None and shifted):
+            raise ValueError(
+                f"item {item['id']} says boa_offset_applied=false, yet "
+                + (f"states an offset of {stated:g}" if stated else f"its processing baseline is {baseline:05.2f}")
+                + ". Of such items some still have 1000 on top of their pixels and some have not: dark water is near "
+                "1000, or near 0. Load the collection 'sentinel-2-c1-l2a', whose items can be trusted, or look at the "
+                "pixels and type offset=-1000 or offset=0 for these items"
+            )
+    if stated is None and baseline is None:
         raise ValueError(
             f"item {item['id']} states neither an offset nor its processing baseline, so its digital numbers may or "
             "may not carry 1000 on top. Type offset=0 or offset=-1000"
         )
-    shifted = baseline >= OFFSET_BASELINE
-    return Radiometry(
-        scale,
-        -1000.0 if shifted else 0.0,
-        f"offset {-1000 if shifted else 0}: nothing stated, processing baseline {baseline:05.2f}",
-    )
+    if stated is None:
+        return (-1000.0 if shifted else 0.0), (
+            f"offset {-1000 if shifted else 0}: nothing stated, processing baseline {baseline:05.2f}"
+        )
+    if stated and baseline is not None and not shifted:
+        raise ValueError(
+            f"item {item['id']} states an offset of {stated:g}, but its processing baseline is {baseline:05.2f}, and "
+            "ESA added none before 04.00. Type offset=0 if the pixels are ESA's own, offset=-1000 if 1000 was added"
+        )
+    return float(stated), f"offset {stated:g}, as its asset or store states"
 
 
 def processing_baseline(item: Mapping[str, Any]) -> float | None:
@@ -90,11 +149,27 @@ def processing_baseline(item: Mapping[str, Any]) -> float | None:
     return None
 
 
-def _stated(asset: Mapping[str, Any]) -> tuple[float, float | None]:
-    """Return the scale of an asset, 0.0001 where it states none, and the offset in reflectance if it states one."""
-    for source in (asset, *asset.get("raster:bands", [])[:1], *asset.get("bands", [])[:1]):
+def described_bands(asset: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return what an asset says of each of its bands, by STAC 1.1 or by the extension before it."""
+    return asset.get("bands") or asset.get("eo:bands") or []
+
+
+def _statements(asset: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the places where an asset may state its radiometry, in the words of three versions of STAC."""
+    places = (asset, *asset.get("raster:bands", [])[:1], *asset.get("bands", [])[:1])
+    return [place for place in places if isinstance(place, Mapping)]
+
+
+def _stated(asset: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """Return the scale of an asset, and the offset in reflectance, where it states them."""
+    for source in _statements(asset):
         for prefix in ("", "raster:"):
-            if isinstance(source, Mapping) and source.get(f"{prefix}scale") is not None:
+            if source.get(f"{prefix}scale") is not None:
                 offset = source.get(f"{prefix}offset")
                 return float(source[f"{prefix}scale"]), None if offset is None else float(offset)
-    return 1e-4, None
+    return None, None
+
+
+def _data_type(asset: Mapping[str, Any]) -> str:
+    """Return the type of an asset's stored numbers: ESA's own where it states none."""
+    return next((str(source["data_type"]) for source in _statements(asset) if source.get("data_type")), "uint16")

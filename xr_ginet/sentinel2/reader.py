@@ -1,19 +1,23 @@
-"""Scenes to lazy reflectance on one grid, through stackstac.
+"""Scenes to lazy reflectance on one grid: rasters through stackstac, Zarr arrays through zarr.
 
-stackstac is handed plain items of our own making and told the exact grid; it reads raw digital numbers, which are
-scaled here, item by item, before any mosaic. Nothing is read until Dask asks for it.
+stackstac is handed plain items of our own making and told the exact grid; both readers give raw digital numbers, which
+are scaled here, item by item, before any mosaic. No pixel is read until Dask asks for it.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from .grids import COARSE_DIMS, FINE_DIMS, Grid
-from .items import Scene
+from .items import BandAsset, Scene
 
 
 def read_scenes(
@@ -28,19 +32,49 @@ def read_scenes(
 
     ``steps`` lists, for each time step, the scenes that make it up, by index; the first one's pixels are on top.
     """
+    digital_number = _digital_numbers(scenes, names, grid, epsg, chunk)
+    per_band = [[scene.bands[name].radiometry for name in names] for scene in scenes]
+    scale, offset, nodata = (
+        xr.DataArray(np.array([[getattr(r, field) for r in row] for row in per_band], "float32"), dims=("time", "band"))
+        for field in ("scale", "offset", "nodata")
+    )
+    reflectance = ((digital_number.astype("float32") + offset) * scale).where(digital_number > nodata)
+    reflectance = reflectance.drop_attrs()
+    reflectance = xr.concat([_mosaic(reflectance.isel(time=list(members))) for members in steps], "time")
+    rename = dict(zip(FINE_DIMS, COARSE_DIMS, strict=True)) if abs(grid.dx) == 20 else {}
+    return reflectance.assign_coords(band=list(names)).to_dataset("band").rename(rename)
+
+
+def _digital_numbers(scenes: Sequence[Scene], names: Sequence[str], grid: Grid, epsg: int, chunk: int) -> xr.DataArray:
+    """Return what is stored of all scenes, ``time, band, y, x``; what no raster covers is not above its nodata."""
+    members: dict[bool, list[int]] = {}
+    for index, scene in enumerate(scenes):
+        members.setdefault(scene.bands[names[0]].is_zarr, []).append(index)
+    parts = [
+        (_zarr_numbers if is_zarr else _raster_numbers)([scenes[i] for i in indices], names, grid, epsg, chunk)
+        for is_zarr, indices in members.items()
+    ]
+    y, x = grid.coords()
+    joined = xr.concat([part.assign_coords(y=y, x=x) for part in parts], "time", join="override")
+    order = np.argsort([i for indices in members.values() for i in indices])
+    return joined if len(parts) == 1 else joined.isel(time=order)
+
+
+def _raster_numbers(scenes: Sequence[Scene], names: Sequence[str], grid: Grid, epsg: int, chunk: int) -> xr.DataArray:
     import stackstac
 
-    resolution = abs(grid.dx)
-    digital_number = stackstac.stack(
+    read = [scene.bands[name].radiometry for scene in scenes for name in names]
+    dtype = np.result_type(*{radiometry.dtype for radiometry in read})
+    return stackstac.stack(
         # Plain items of our own making: stackstac 0.5.1 does not read what pystac 1.15 makes of proj:epsg.
         [_plain_item(scene, names) for scene in scenes],
         assets=list(names),
         epsg=epsg,
-        resolution=resolution,
+        resolution=abs(grid.dx),
         bounds=grid.bounds,
         snap_bounds=False,
-        dtype=np.dtype("uint16"),
-        fill_value=np.uint16(0),
+        dtype=dtype,
+        fill_value=dtype.type(min(radiometry.nodata for radiometry in read)),
         rescale=False,  # it would apply offsets that the pixels no longer have
         xy_coords="center",
         chunksize=chunk,
@@ -48,18 +82,101 @@ def read_scenes(
         band_coords=False,
         sortby_date=False,
     ).reset_coords(drop=True)
-    y, x = grid.coords()
-    digital_number = digital_number.assign_coords(y=y, x=x)
-    per_band = [[scene.bands[name].radiometry for name in names] for scene in scenes]
-    scale, offset = (
-        xr.DataArray(np.array([[getattr(r, field) for r in row] for row in per_band], "float32"), dims=("time", "band"))
-        for field in ("scale", "offset")
+
+
+def _zarr_numbers(scenes: Sequence[Scene], names: Sequence[str], grid: Grid, epsg: int, chunk: int) -> xr.DataArray:
+    import dask.array as da
+
+    for scene in scenes:
+        if not scene.is_native(epsg):
+            raise ValueError(
+                f"item {scene.id} is stored as Zarr in EPSG:{scene.bands[names[0]].epsg}, and only rasters that GDAL "
+                f"opens are resampled to EPSG:{epsg}. Open the items of each UTM zone by themselves"
+            )
+    stored = _Stored(tuple(tuple(scene.bands[name] for name in names) for scene in scenes), grid)
+    numbers = da.from_array(
+        stored,
+        chunks=(1, 1, chunk, chunk),
+        getitem=operator.getitem,  # which Dask does not merge with later indexing: whole blocks are asked for
+        meta=np.empty((0, 0, 0, 0), stored.dtype),
     )
-    reflectance = ((digital_number.astype("float32") + offset) * scale).where(digital_number != 0)
-    reflectance = reflectance.drop_attrs()
-    reflectance = xr.concat([_mosaic(reflectance.isel(time=list(members))) for members in steps], "time")
-    rename = dict(zip(FINE_DIMS, COARSE_DIMS, strict=True)) if resolution == 20 else {}
-    return reflectance.assign_coords(band=list(names)).to_dataset("band").rename(rename)
+    times = np.array([np.datetime64(scene.datetime, "ns") for scene in scenes])
+    return xr.DataArray(numbers, {"time": times, "band": list(names)}, ("time", "band", *FINE_DIMS))
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Zarr arrays, ``time, band``, seen through a grid of their lattice; opened where their pixels are asked for."""
+
+    assets: tuple[tuple[BandAsset, ...], ...]
+    grid: Grid
+    ndim = 4
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return (len(self.assets), len(self.assets[0]), *self.grid.shape)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.result_type(*{asset.radiometry.dtype for row in self.assets for asset in row})
+
+    def __getitem__(self, block: tuple[slice, slice, slice, slice]) -> NDArray:
+        time, band, rows, columns = block
+        images = [[self._read(asset, rows, columns) for asset in row[band]] for row in self.assets[time]]
+        return np.array(images, self.dtype)
+
+    def _read(self, asset: BandAsset, rows: slice, columns: slice) -> NDArray:
+        array = _open(asset.href)
+        if (array.shape, array.dtype) != (asset.grid.shape, asset.radiometry.dtype):
+            raise ValueError(
+                f"{asset.href} holds {array.shape} pixels of {array.dtype}; its item says {asset.grid.shape} of "
+                f"{asset.radiometry.dtype}"
+            )
+        shifts = (self.grid.y0 - asset.grid.y0) / self.grid.dy, (self.grid.x0 - asset.grid.x0) / self.grid.dx
+        inside, outside = [], []
+        for place, shift, size in zip((rows, columns), shifts, array.shape, strict=True):
+            first, last = place.start + round(shift), place.stop + round(shift)
+            low, high = (min(max(edge, 0), size) for edge in (first, last))
+            inside.append(slice(low, high))
+            outside.append((low - first, last - high) if low < high else (last - first, 0))
+        missing = np.nan if array.dtype.kind == "f" else asset.radiometry.nodata
+        return np.pad(array[tuple(inside)], outside, constant_values=missing)
+
+
+@lru_cache(maxsize=256)
+def _open(href: str) -> Any:
+    import zarr
+
+    return zarr.open_array(href, mode="r")
+
+
+@lru_cache(maxsize=256)
+def _group_grid(group: str) -> Grid:
+    return Grid.from_coords(xr.Dataset(coords={dim: _open(f"{group}/{dim}")[:].astype("float64") for dim in FINE_DIMS}))
+
+
+def look(href: str) -> dict[str, Any]:
+    """Return in the words of STAC what a Zarr array of an EOPF product says of itself; its pixels are not read.
+
+    Parameters
+    ----------
+    href : str
+        Path or URL of the array; its coordinates ``y`` and ``x``, of the centres, lie beside it.
+
+    Returns
+    -------
+    dict
+        ``proj:transform``, ``proj:shape``, ``data_type``, and ``raster:scale`` and ``raster:offset`` where attributes
+        tell them.
+    """
+    array = _open(href)
+    grid = _group_grid(href.rstrip("/").rpartition("/")[0])
+    attrs = {**array.attrs.get("_eopf_attrs", {}), **array.attrs}
+    said = {"proj:transform": list(grid.transform), "proj:shape": list(grid.shape), "data_type": str(array.dtype)}
+    for field, attribute in (("raster:scale", "scale_factor"), ("raster:offset", "add_offset")):
+        if attribute in attrs:
+            said[field] = float(attrs[attribute])
+    return said
 
 
 def _mosaic(reflectance: xr.DataArray) -> xr.DataArray:
