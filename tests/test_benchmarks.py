@@ -13,6 +13,8 @@ import attention
 import numpy as np
 import pytest
 import quality
+import scenes
+import studies
 import torch
 from conftest import SHARED, needs_shared
 from numpy.testing import assert_allclose
@@ -85,3 +87,29 @@ def test_gpu_kit_trains_in_pieces_with_torch_and_numpy_alone(tmp_path: Path) -> 
     card = load_checkpoint(tmp_path / "ginet.safetensors").card
     assert card["steps"] == second["step"]
     assert card["rmse_validation"] == second["rmse"]
+
+
+@needs_shared
+def test_studies_write_their_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("ben_T33UUP_20170613_87_48", "ben_T35VNH_20170924_43_47")
+    for name in names:
+        scenes.scene_cube(SHARED / "scenes" / f"{name}.npz").ginet.to_zarr(tmp_path / "scenes" / f"{name}.zarr")
+    text = Path(studies.HERE / "train" / "ginet-xs.toml").read_text().replace("../../build", str(tmp_path))
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "ginet-xs.toml").write_text(text)
+    for name, value in (
+        ("HERE", tmp_path),
+        ("TRAIN", names),
+        ("VALIDATION", ()),
+        ("TEST", names[:1]),
+        ("PLACES", ["T33UUP"]),
+    ):
+        monkeypatch.setattr(studies, name, value)
+    command = ["--data", str(SHARED), "--folder", str(tmp_path / "runs"), "--steps", "1"]
+    studies.main(command)
+    text = (tmp_path / "studies.md").read_text()
+    assert text.count("| soft mixture") == 2
+    assert "| ben_T33UUP_20170613_87_48 |" in text
+    learned = {p.stem: load_checkpoint(p).card["data"]["train"] for p in tmp_path.glob("runs/*/*.safetensors")}
+    assert learned["without-T33UUP"] == [names[1]]
+    assert learned["clusters-3"] == list(names)
