@@ -254,8 +254,11 @@ def test_a_share_without_patches_cannot_keep_in_step(monkeypatch: pytest.MonkeyP
 def test_patches_refuse() -> None:
     with pytest.raises(ValueError, match="samples=0: must be at least 1"):
         Patches([chunked()], PatchOptions(size=8, samples=0))
-    with pytest.raises(ValueError, match=r"gain_jitter=0.02 with degradation='box': only the blur of 'mtf'"):
-        Patches([chunked()], PatchOptions(size=8, degradation="box", gain_jitter=0.02))
+    for option in ({"gain_jitter": 0.02}, {"fine_gain": (0.2, 0.4)}):
+        with pytest.raises(
+            ValueError, match=rf"{next(iter(option))}=.* with degradation='box': only the blur of 'mtf'"
+        ):
+            Patches([chunked()], PatchOptions(size=8, degradation="box", **option))
     with pytest.raises(ValueError, match="size=7: must be a positive multiple of 2"):
         Patches([chunked()], PatchOptions(size=7))
     with pytest.raises(ValueError, match="cube 1 lacks B12"):
@@ -274,3 +277,19 @@ def test_patches_refuse() -> None:
         Patches([uneven])
     with pytest.raises(ValueError, match="no chunk is as large as a patch of 48"):
         Patches([chunked()])
+
+
+def test_the_10_m_bands_are_blurred_by_one_gain_from_the_range() -> None:
+    cube = chunked((16, 16), n_times=None)
+    fine, truth = (np.stack([cube[b].values for b in bands]).astype("float32") for bands in (BANDS_10M, BANDS_20M))
+    found = []
+    for epoch in range(3):
+        dataset = Patches([cube], PatchOptions(size=16, augment=False, fine_gain=(0.3, 0.5)))
+        dataset.set_epoch(epoch)
+        [sample] = dataset
+        gains = dataset._mtf_gains(epoch, 0)[:4]
+        assert_allclose(gains, gains[0])
+        assert_allclose(sample.ms, mtf_mean(fine, 2, gains), atol=1e-6)
+        assert_allclose(sample.hs, degrade(truth, BANDS_20M), atol=1e-6)
+        found.append(gains[0])
+    assert 0.3 <= min(found) < max(found) <= 0.5

@@ -178,8 +178,10 @@ def train(run: Run, folder: str | Path, *, progress: bool = False, command: str 
         )
     watched = Patches(open_cubes(run.validation), _plain(run.patches)) if run.validation else None
     fitted = fit(network, patches, run.fit, validation=watched, folder=folder, progress=progress)
+    start = load_checkpoint(run.start) if run.start else None
     card = {
         "task": "Sentinel-2 20 m to 10 m",
+        "start": {"name": start.name, "sha256": start.sha256} if start else None,
         "degradation": run.patches.degradation,
         "data": {"train": _names(run.train), "validation": _names(run.validation)},
         "rmse_validation": fitted.rmse,
@@ -191,7 +193,7 @@ def train(run: Run, folder: str | Path, *, progress: bool = False, command: str 
 
 
 def _plain(options: PatchOptions) -> PatchOptions:
-    return replace(options, augment=False)
+    return replace(options, augment=False, gain_jitter=0.0, fine_gain=None)
 
 
 def _names(entries: tuple[Table, ...]) -> list[str]:
