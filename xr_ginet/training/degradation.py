@@ -2,6 +2,11 @@
 
 Plain functions of numpy arrays. They do not look for missing pixels and do not know of grids.
 
+The instrument's blur is a Gaussian through one number per band, its modulation at the Nyquist frequency. For the 20 m
+bands these are the ones that ESA's data quality reports give for Sentinel-2A, as the literature quotes them; for the
+10 m bands, there 0.26, 0.28, 0.24 and 0.26, it is 0.25. Measured on real scenes (`estimate_gain`), the blur that leads
+from B08 to B8A has 0.40: by less than B8A's own 0.33, since B08 is blurred itself. Block means would have 0.71.
+
 References
 ----------
 Wald, Ranchin, Mangolini (1997), "Fusion of satellite images of different spatial resolutions".
