@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import attention
+import loader
 import numpy as np
 import pytest
 import quality
@@ -113,3 +114,11 @@ def test_studies_write_their_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     learned = {p.stem: load_checkpoint(p).card["data"]["train"] for p in tmp_path.glob("runs/*/*.safetensors")}
     assert learned["without-T33UUP"] == [names[1]]
     assert learned["clusters-3"] == list(names)
+
+
+def test_loader_benchmark_writes_its_table(tmp_path: Path) -> None:
+    loader.main(["--side", "96", "--chunk", "96", "--steps", "1", "--out", str(tmp_path / "loader.md")])
+    rows = [line.split("|")[1:-1] for line in (tmp_path / "loader.md").read_text().splitlines() if "|" in line]
+    assert [row[0].strip() for row in rows[2:]] == ["ours", "xbatcher"]
+    assert rows[2][3].strip() == "1.0"  # we read each chunk once
+    assert float(rows[3][3]) > 1
