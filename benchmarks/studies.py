@@ -3,8 +3,9 @@
     python benchmarks/scenes.py
     python benchmarks/studies.py --steps 2000
 
-Writes ``benchmarks/studies.md``. Every run is `benchmarks/train/ginet-xs.toml` with fewer steps and what its row names;
-it is kept in ``--folder``, so that the command goes on where it was interrupted.
+Writes ``benchmarks/studies.md``. Every run is a network like `ginet-xs` trained from nothing on the patches of
+`benchmarks/train/ginet-xs.toml`, but for the 10 m bands, which all have their own blur; it is kept in ``--folder``, so
+that the command goes on where it was interrupted.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from evaluation import LOSSY, TEST, TRAIN, VALIDATION, predict, read_scene, wald
 from quality import BORDER, overall, table
 
 from xr_ginet.network import Checkpoint, load_checkpoint
+from xr_ginet.training.fit import FitOptions
 from xr_ginet.training.metrics import rmse
 from xr_ginet.training.run import Run, train
 
@@ -97,8 +99,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", choices=("clusters", "places"))
     parser.add_argument("--out", type=Path, default=HERE / "studies.md")
     options = parser.parse_args(arguments)
-    base = Run.from_toml(HERE / "train" / "ginet-xs.toml")
-    base = replace(base, fit=replace(base.fit, steps=options.steps, validate_every=options.steps))
+    shipped = Run.from_toml(HERE / "train" / "ginet-xs.toml")
+    base = replace(
+        shipped,
+        start=None,
+        network=load_checkpoint("ginet-xs").config,
+        patches=replace(shipped.patches, fine_gain=None),
+        fit=FitOptions(steps=options.steps, learning_rate=1.5e-3, accelerator="cpu", threads=1),
+    )
     parts = [
         "# Studies",
         f"`python benchmarks/studies.py --steps {options.steps}`: `ginet-xs`, trained shortly, RMSE in digital numbers "

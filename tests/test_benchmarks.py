@@ -16,13 +16,17 @@ import pytest
 import quality
 import scenes
 import studies
+import supreme
 import torch
 from conftest import SHARED, needs_shared
 from numpy.testing import assert_allclose
 
+from xr_ginet.mapping.classical import upsample
 from xr_ginet.network import load_checkpoint
 from xr_ginet.sentinel2.bands import BANDS, BANDS_20M
+from xr_ginet.simulation import simulate
 from xr_ginet.training import degradation
+from xr_ginet.training.metrics import rmse
 from xr_ginet.training.run import Run
 
 GPU_KIT = Path(attention.__file__).parent / "gpu"
@@ -122,3 +126,25 @@ def test_loader_benchmark_writes_its_table(tmp_path: Path) -> None:
     assert [row[0].strip() for row in rows[2:]] == ["ours", "xbatcher"]
     assert rows[2][3].strip() == "1.0"  # we read each chunk once
     assert float(rows[3][3]) > 1
+
+
+def test_supreme_blurs_as_the_degradation_does() -> None:
+    image = np.random.default_rng(1).random((1, 40, 36))
+    blurred = np.fft.ifft2(supreme.transfer(0.3, image.shape[1:]) * np.fft.fft2(image)).real[:, ::2, ::2]
+    inner = (slice(None), slice(3, -3), slice(3, -3))  # circular at the border, and mirrored there
+    assert_allclose(blurred[inner], degradation.mtf_mean(image, 2, [0.3])[inner], atol=1e-12)
+
+
+def test_supreme_told_the_blur_beats_bicubic_and_told_another_is_worse() -> None:
+    scene = simulate((96, 96), seed=3)
+    truth, gains = scene.reference[-6:], [BANDS[band].mtf_gain for band in BANDS_20M]
+    plain, told, untold = (
+        rmse(image, truth, border=8).mean()
+        for image in (
+            upsample(scene.coarse, 2),
+            supreme.supreme(scene.fine, scene.coarse, gains),
+            supreme.supreme(scene.fine, scene.coarse, [0.7] * 6),
+        )
+    )
+    assert told < 0.6 * plain
+    assert told < 0.8 * untold

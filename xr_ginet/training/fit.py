@@ -290,6 +290,7 @@ def _quiet() -> Iterator[None]:
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", PossibleUserWarning)
+        warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec")  # of torch, in Lightning 2.6
         warnings.filterwarnings("ignore", message=".*exists and is not empty")  # the folder of a run that goes on
         for logger in loggers:
             logger.setLevel(logging.ERROR)
