@@ -30,7 +30,7 @@ band_gain_spread = 0.08
 [fit]
 steps = {steps}
 learning_rate = 3e-3
-warm_up = 30
+warm_up = 10
 averaging = 0.98
 accelerator = "cpu"
 threads = 1

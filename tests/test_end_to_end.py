@@ -96,7 +96,7 @@ def test_the_demo_runs_on_two_workers_and_beats_bicubic(tmp_path: Path, capsys: 
 def test_a_tiny_network_is_trained_from_a_catalogue_and_beats_bicubic_elsewhere(tmp_path: Path) -> None:
     import train_from_stac
 
-    assert train_from_stac.main(tmp_path, size=288, steps=60) < 0.9
+    assert train_from_stac.main(tmp_path, size=288, steps=120) < 0.9
 
 
 # -- command line -----------------------------------------------------------------------------------------------------
