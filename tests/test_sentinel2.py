@@ -117,11 +117,12 @@ def test_pair_scales_digital_numbers_and_keeps_nodata_missing() -> None:
 
 
 def test_pair_takes_catalogue_names_and_leaves_out_what_is_no_band() -> None:
-    fine, coarse = single_grid(BANDS_10M, (4, 4), 10), single_grid((*BANDS_20M, "SCL"), (2, 2), 20)
+    fine, coarse = single_grid(BANDS_10M, (4, 4), 10), single_grid((*BANDS_20M, "SCL", "AOT"), (2, 2), 20)
     names = {name: BANDS[name].aliases[0] for name in (*BANDS_10M, *BANDS_20M)}
     cube = xr_ginet.pair(fine.rename({b: names[b] for b in BANDS_10M}), coarse.rename({b: names[b] for b in BANDS_20M}))
-    assert set(cube.data_vars) == {*BANDS_10M, *BANDS_20M}
+    assert set(cube.data_vars) == {*BANDS_10M, *BANDS_20M, "SCL"}
     assert_array_equal(cube["B8A"].values, coarse["B8A"].values)
+    assert_array_equal(cube["SCL"].values, coarse["SCL"].values)
 
 
 def test_crs_is_found_where_a_cube_was_opened_without_decoding_it() -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .sentinel2.layouts import pair
     from .sentinel2.native import to_native
     from .sentinel2.safe import open_safe
+    from .sentinel2.scl import mask_clouds
     from .store import to_zarr
 
 _HOMES = {
@@ -24,6 +25,7 @@ _HOMES = {
     "from_authors": "xr_ginet.network",
     "guide": "xr_ginet.mapping",
     "load_checkpoint": "xr_ginet.network",
+    "mask_clouds": "xr_ginet.sentinel2.scl",
     "open_safe": "xr_ginet.sentinel2.safe",
     "open_stac": "xr_ginet.sentinel2.catalog",
     "pair": "xr_ginet.sentinel2.layouts",
@@ -41,6 +43,7 @@ __all__ = [
     "from_authors",
     "guide",
     "load_checkpoint",
+    "mask_clouds",
     "open_safe",
     "open_stac",
     "pair",

@@ -11,6 +11,7 @@ import xarray as xr
 from . import mapping, store
 from .sentinel2 import eopf
 from .sentinel2.layouts import unstack
+from .sentinel2.scl import CLOUDY, mask_clouds
 
 if TYPE_CHECKING:
     from .mapping.predictor import Consistency, Precision
@@ -36,10 +37,15 @@ class GINetAccessor:
     def _ds(self) -> xr.Dataset:
         return unstack(self._cube, "cube")
 
+    def mask_clouds(self, classes: Sequence[int] = CLOUDY, *, buffer: int = 0) -> xr.Dataset:
+        """Return the cube without what its scene classification calls cloudy: see `xr_ginet.mask_clouds`."""
+        return mask_clouds(self._ds, classes, buffer=buffer)
+
     def superresolve(
         self,
         *,
         weights: str | Path | Checkpoint | None = "default",
+        bands: Literal["20m", "all"] = "20m",
         depth: int | str = "exact",
         device: str = "auto",
         precision: Precision = "float32",
@@ -53,6 +59,7 @@ class GINetAccessor:
         return mapping.superresolve(
             self._cube,
             weights=weights,
+            bands=bands,
             depth=depth,
             device=device,
             precision=precision,

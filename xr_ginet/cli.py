@@ -28,6 +28,9 @@ def superresolve(
     datetime: Annotated[str | None, typer.Option(help="Date or range, such as 2024-06-01/2024-06-30.")] = None,
     collection: Annotated[str, typer.Option(help="Collection to search.")] = "sentinel-2-l2a",
     max_items: Annotated[int | None, typer.Option(help="At most that many items.")] = None,
+    mask_clouds: Annotated[
+        bool, typer.Option("--mask-clouds", help="Leave out what the scene classification calls cloudy.")
+    ] = False,
     weights: Annotated[str, typer.Option(help="Packaged checkpoint, or path of a .safetensors file.")] = "default",
     chunks: Annotated[int, typer.Option(help="Pixels per chunk and axis at 10 m.")] = 1024,
     depth: Annotated[str, typer.Option(help="'exact', or overlap in 10 m pixels.")] = "exact",
@@ -47,6 +50,7 @@ def superresolve(
     """Super-resolve what a STAC catalogue holds of an area, into a Zarr store."""
     from . import open_stac
     from . import superresolve as superresolve_cube
+    from .sentinel2.bands import BANDS_10M, BANDS_20M, SCL
 
     with _errors_as_messages():
         cube = open_stac(
@@ -56,7 +60,10 @@ def superresolve(
             datetime=datetime,
             max_items=max_items,
             chunks=chunks,
+            bands=(*BANDS_10M, *BANDS_20M, *([SCL] if mask_clouds else [])),
         )
+        if mask_clouds:
+            cube = cube.ginet.mask_clouds()
         result = superresolve_cube(
             cube,
             weights=weights,

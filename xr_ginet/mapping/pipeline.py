@@ -14,9 +14,9 @@ import numpy as np
 import xarray as xr
 
 from .. import __version__
-from ..sentinel2.bands import BANDS, BANDS_10M, BANDS_20M
+from ..sentinel2.bands import BANDS, BANDS_10M, BANDS_20M, BANDS_60M
 from ..sentinel2.catalog import DEFAULT_COLLECTION, complete
-from ..sentinel2.grids import COARSE_DIMS, FINE_DIMS, Grid, check_nesting, read_crs
+from ..sentinel2.grids import COARSE_DIMS, DIMS, FINE_DIMS, Grid, check_nesting, read_crs
 from ..sentinel2.layouts import band_attrs, place
 from ..sentinel2.native import two_grids
 from .classical import N_CLUSTERS, Bicubic, ClusterGuide, ClusterRegression, HighPassModulation, fit_clusters
@@ -45,14 +45,21 @@ class Bands(NamedTuple):
     coarse: tuple[str, ...]
     factor: int
 
+    @property
+    def coarse_dims(self) -> tuple[str, str]:
+        """Return the dimensions of the coarse bands."""
+        return DIMS[10 * self.factor]
+
 
 NATIVE = Bands(BANDS_10M, BANDS_20M, 2)
+SIXTY = Bands(BANDS_10M, BANDS_60M, 6)
 
 
 def superresolve(
     ds: xr.Dataset | xr.DataArray,
     *,
     weights: str | Path | Checkpoint | None = "default",
+    bands: Literal["20m", "all"] = "20m",
     depth: int | str = "exact",
     device: str = "auto",
     precision: Precision = "float32",
@@ -73,6 +80,8 @@ def superresolve(
     weights : str, Path, Checkpoint or None
         Name of a packaged checkpoint or path of a safetensors file, which every worker must be able to read. None is
         without training: the detail of ``guide(method="kmeans")`` by back-projection, see `classical`.
+    bands : {"20m", "all"}
+        ``"all"``: B01 and B09 at 10 m too, from ``y_60m, x_60m``, without training: as with ``weights=None``.
     depth : "exact" or int
         Overlap of the blocks in 10 m pixels. ``"exact"`` is what the network can see, so that the result does not
         depend on the chunks; a smaller even number is faster, and wrong near chunk edges by what the network sees
@@ -109,18 +118,21 @@ def superresolve(
     ----------
     Pereira-Sánchez et al., arXiv 2508.04729.
     """
+    if bands not in ("20m", "all"):
+        raise ValueError(f"bands={bands!r}: must be '20m', or 'all' for those of 60 m too")
     ds = two_grids(ds)
     checkpoint = None if weights is None else resolve_weights(weights)
-    bands = NATIVE if checkpoint is None else bands_of_network(checkpoint.config)
+    native = NATIVE if checkpoint is None else bands_of_network(checkpoint.config)
     if catalog is not None:
-        ds = complete(ds, catalog, collection=collection, sign=sign, bands=bands.coarse)
+        ds = complete(ds, catalog, collection=collection, sign=sign, bands=native.coarse)
     if checkpoint is None:
         if (depth, device, self_ensemble) != ("exact", "auto", False):
             raise ValueError(
                 f"depth={depth!r}, device={device!r}, self_ensemble={self_ensemble}: weights=None has no network that "
                 "these are for. Leave them out, or name weights"
             )
-        return classical(ds, "regression", precision=precision, consistency=consistency)
+        result = classical(ds, "regression", precision=precision, consistency=consistency)
+        return _with_sixty(result, ds, precision, consistency) if bands == "all" else result
     predictor = Predictor.of(
         checkpoint, device=device, precision=precision, consistency=consistency, self_ensemble=self_ensemble
     )
@@ -131,7 +143,15 @@ def superresolve(
         "ginet_degradation": str(checkpoint.card.get("degradation", "unknown")),
         "ginet_self_ensemble": int(self_ensemble),  # attributes in netCDF and Zarr v2 know no booleans
     }
-    return _map_bands(ds, predictor, bands, depth=pixels, provenance=provenance)
+    result = _map_bands(ds, predictor, native, depth=pixels, provenance=provenance)
+    return _with_sixty(result, ds, precision, consistency) if bands == "all" else result
+
+
+def _with_sixty(result: xr.Dataset, ds: xr.Dataset, precision: Precision, consistency: Consistency) -> xr.Dataset:
+    """Return a result with the 60 m bands of its cube at 10 m beside its own, in the order of wavelengths."""
+    sixty = _classical(ds, "regression", SIXTY, precision=precision, consistency=consistency)
+    both = result.assign({name: sixty[name] for name in SIXTY.coarse}).assign_attrs(ginet_method_60m="regression")
+    return both[[name for name in BANDS if name in both]]
 
 
 def classical(
@@ -159,21 +179,27 @@ def classical(
         raise ValueError(f"method={method!r}: must be one of {', '.join(METHODS)}")
     if precision not in PRECISIONS or consistency not in ("none", "exact"):
         raise ValueError(f"precision={precision!r}, consistency={consistency!r}: see superresolve for what they may be")
-    check_cube(ds, NATIVE)
-    function = METHODS[method](NATIVE.factor, _gains(), precision, consistency)
-    parameters = () if method == "bicubic" else (_fit(ds),)
+    return _classical(ds, method, NATIVE, precision=precision, consistency=consistency)
+
+
+def _classical(
+    ds: xr.Dataset, method: Method, bands: Bands, *, precision: Precision, consistency: Consistency
+) -> xr.Dataset:
+    check_cube(ds, bands)
+    function = METHODS[method](bands.factor, _gains(bands), precision, consistency)
+    parameters = () if method == "bicubic" else (_fit(ds, bands),)
     provenance = {"ginet_weights": "none", "ginet_method": method, "ginet_degradation": "mtf"}
-    return _map_bands(ds, function, NATIVE, depth=function.depth, provenance=provenance, parameters=parameters)
+    return _map_bands(ds, function, bands, depth=function.depth, provenance=provenance, parameters=parameters)
 
 
-def _gains() -> tuple[float, ...]:
-    return tuple(BANDS[name].mtf_gain for name in NATIVE.coarse)
+def _gains(bands: Bands) -> tuple[float, ...]:
+    return tuple(BANDS[name].mtf_gain for name in bands.coarse)
 
 
-def _fit(ds: xr.Dataset) -> Delayed:
-    """Return the regression of the 20 m bands on the 10 m bands, as tasks that read the cube."""
-    fine, coarse = stack_bands(ds, NATIVE.fine, FINE_DIMS), stack_bands(ds, NATIVE.coarse, COARSE_DIMS)
-    return fit_clusters(fine, coarse, factor=NATIVE.factor, gains=_gains(), n_clusters=N_CLUSTERS)
+def _fit(ds: xr.Dataset, bands: Bands) -> Delayed:
+    """Return the regression of the coarse bands on the 10 m bands, as tasks that read the cube."""
+    fine, coarse = stack_bands(ds, bands.fine, FINE_DIMS), stack_bands(ds, bands.coarse, bands.coarse_dims)
+    return fit_clusters(fine, coarse, factor=bands.factor, gains=_gains(bands), n_clusters=N_CLUSTERS)
 
 
 def _map_bands(
@@ -190,7 +216,7 @@ def _map_bands(
     result = map_windows(
         function,
         stack_bands(ds, bands.fine, FINE_DIMS),
-        stack_bands(ds, bands.coarse, COARSE_DIMS),
+        stack_bands(ds, bands.coarse, bands.coarse_dims),
         factors=(1, bands.factor),
         depth=depth,
         n_bands=len(bands.coarse),
@@ -260,7 +286,7 @@ def guide(
             depth=0,
             n_bands=len(NATIVE.coarse),
             dtype="float32",
-            parameters=(_fit(ds),),
+            parameters=(_fit(ds, NATIVE),),
         )
         return _label_guide(ds, values, NATIVE, {"ginet_method": "kmeans"})
     if method != "learned":
@@ -332,12 +358,15 @@ def bands_of_network(config: GINetConfig) -> Bands:
 
 
 def check_cube(ds: xr.Dataset, bands: Bands) -> None:
-    """Raise unless ``ds`` is a two-grid cube with these bands."""
+    """Raise unless ``ds`` holds these bands on two grids that nest."""
     _check_bands(ds, bands.fine, FINE_DIMS)
-    _check_bands(ds, bands.coarse, COARSE_DIMS)
+    _check_bands(ds, bands.coarse, bands.coarse_dims)
     if len({"time" in ds[name].dims for name in (*bands.fine, *bands.coarse)}) > 1:
-        raise ValueError("some of the 10 m and 20 m bands have a time dimension and some have not")
-    check_nesting(Grid.from_coords(ds), Grid.from_coords(ds, COARSE_DIMS), bands.factor)
+        raise ValueError(
+            f"some of the 10 m and {10 * bands.factor} m bands have a time dimension and some have not: select one "
+            "time, or expand"
+        )
+    check_nesting(Grid.from_coords(ds), Grid.from_coords(ds, bands.coarse_dims), bands.factor)
 
 
 def _check_bands(ds: xr.Dataset, names: tuple[str, ...], dims: tuple[str, str]) -> None:
@@ -345,7 +374,7 @@ def _check_bands(ds: xr.Dataset, names: tuple[str, ...], dims: tuple[str, str]) 
     if missing:
         raise ValueError(
             f"no {', '.join(missing)} in the cube, which holds {', '.join(map(str, ds.data_vars)) or 'no variable'}; "
-            f"the network needs {', '.join(names)} with the dims {dims}. Build the cube with xr_ginet.open_stac or "
+            f"needed are {', '.join(names)} with the dims {dims}. Build the cube with xr_ginet.open_stac or "
             "xr_ginet.pair, or let superresolve(catalog=…) load missing 20 m bands"
         )
     for name in names:

@@ -66,6 +66,19 @@ def bands_of(resolution: int) -> tuple[str, ...]:
 
 BANDS_10M = bands_of(10)
 BANDS_20M = bands_of(20)
+BANDS_60M = bands_of(60)
+
+SCL = "SCL"
+"""The scene classification of level 2A at 20 m: a layer of classes, no band."""
+
+LAYERS = (*BANDS_10M, *BANDS_20M, *BANDS_60M, SCL)
+"""What is read from products and catalogues."""
+
+
+def resolution_of(layer: str) -> int:
+    """Return the native resolution in metres of a band or of the scene classification."""
+    return 20 if layer == SCL else BANDS[layer].resolution
+
 
 _NAMES = {alias.lower(): band.name for band in BANDS.values() for alias in (band.name, *band.aliases)}
 
@@ -78,7 +91,22 @@ def band_name(name: str) -> str | None:
     >>> band_name("rededge1"), band_name("b8a"), band_name("B05_20m"), band_name("rededge")
     ('B05', 'B8A', 'B05', None)
     """
+    return _NAMES.get(_stem(name))
+
+
+def layer_name(name: str) -> str | None:
+    """Return what `band_name` does, or ``SCL`` for the scene classification.
+
+    Examples
+    --------
+    >>> layer_name("scl"), layer_name("SCL_20m"), layer_name("nir")
+    ('SCL', 'SCL', 'B08')
+    """
+    return SCL if _stem(name) == "scl" else band_name(name)
+
+
+def _stem(name: str) -> str:
     key = name.lower()
     for ending in ("_10m", "_20m", "_60m", "-jp2"):
         key = key.removesuffix(ending)
-    return _NAMES.get(key)
+    return key

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit, urlunsplit
 import numpy as np
 import xarray as xr
 
-from .bands import BANDS, BANDS_10M, BANDS_20M
+from .bands import BANDS_10M, BANDS_20M, LAYERS, SCL, resolution_of
 from .grids import Grid, read_crs, transform_bounds
 from .items import BandAsset, Scene, read_item, solar_day
 from .layouts import describe
@@ -81,12 +81,14 @@ def open_stac(
         Digital numbers to add; ``"auto"`` decides from what each item says, see `radiometry.radiometry`. The decision
         is in the result's attribute ``radiometry``.
     bands : sequence of str
-        ESA names of the bands to load.
+        What to load: ESA names of bands, and ``"SCL"`` for the scene classification. With B01 or B09 the cube is
+        snapped outwards to whole 60 m pixels.
 
     Returns
     -------
     Dataset
-        Dims ``time, y, x`` and ``time, y_20m, x_20m``; float32 reflectance, NaN where no item has data; lazy, chunked.
+        Dims ``time, y, x`` and ``time, y_20m, x_20m`` (B01, B09: ``time, y_60m, x_60m``); float32 reflectance, NaN
+        where no item has data or ESA calls a pixel saturated; ``SCL`` uint8, 0 where no item has data; lazy, chunked.
 
     Raises
     ------
@@ -102,9 +104,8 @@ def open_stac(
     """
     if chunks < 2 or chunks % 2:
         raise ValueError(f"chunks={chunks}: must be an even number of 10 m pixels, so that 20 m chunks nest")
-    unknown = [band for band in bands if band not in (*BANDS_10M, *BANDS_20M)]
-    if unknown or not bands:
-        raise ValueError(f"bands={tuple(bands)}: must be among {', '.join((*BANDS_10M, *BANDS_20M))}")
+    if not bands or any(band not in LAYERS for band in bands):
+        raise ValueError(f"bands={tuple(bands)}: must be among {', '.join(LAYERS)}")
     if bbox is not None:
         if intersects is not None:
             raise ValueError("both bbox and intersects were given: one of them says what to search and to cover")
@@ -126,16 +127,16 @@ def open_stac(
     by_day = groupby == "solar_day"
     scenes.sort(key=lambda s: (s.solar_day if by_day else "", by_day and not s.is_native(epsg), s.datetime, s.id))
     area = _geometry_bounds(intersects) if intersects is not None else bbox
-    grid = cube_grid(scenes, epsg, area)
+    grid = cube_grid(scenes, epsg, area, pixel=max(20, *map(resolution_of, bands)))
     scenes = _over_ground(scenes, grid, epsg)
     days = [scene.solar_day if by_day else str(index) for index, scene in enumerate(scenes)]
     steps = [[i for i, d in enumerate(days) if d == day] for day in dict.fromkeys(days)]
+    read = [[name for name in bands if resolution_of(name) == r and name != SCL] for r in (10, 20, 60)]
+    read += [[SCL]] if SCL in bands else []
     parts = [
-        read_scenes(
-            scenes, names, grid if resolution == 10 else grid.coarsen(2), epsg, chunks * 10 // resolution, steps
-        )
-        for resolution in (10, 20)
-        if (names := [name for name in bands if BANDS[name].resolution == resolution])
+        read_scenes(scenes, names, grid.coarsen(factor), epsg, max(1, chunks // factor), steps)
+        for names in read
+        if names and (factor := resolution_of(names[0]) // 10)
     ]
     cube = xr.merge(parts, compat="override", join="override")[list(bands)]
     return describe(cube, crs=epsg).assign_attrs(_provenance(scenes, catalog, collection))
@@ -295,20 +296,25 @@ def _read_items(
         return list(pool.map(lambda item: read_item(item, bands, offset=offset, look=look), items))
 
 
-def cube_grid(scenes: Sequence[Scene], epsg: int, bbox: tuple[float, float, float, float] | None) -> Grid:
-    """Return the 10 m grid of a cube: ``bbox`` in degrees, or else all scenes, snapped outwards to whole 20 m pixels.
+def cube_grid(
+    scenes: Sequence[Scene], epsg: int, bbox: tuple[float, float, float, float] | None, *, pixel: int = 20
+) -> Grid:
+    """Return the 10 m grid of a cube: ``bbox`` in degrees, or else all scenes, snapped outwards to whole pixels.
+
+    ``pixel`` is the size of the coarsest band's, in metres.
 
     Raises
     ------
     ValueError
-        If the scenes' own 20 m pixels do not lie on one lattice.
+        If the scenes' own pixels of that size do not lie on one lattice.
     """
     assets = [asset for scene in scenes for asset in scene.bands.values()]
     native = [asset for asset in assets if asset.epsg == epsg]
-    phases = {(a.grid.x0 % 20, a.grid.y0 % 20) for a in native} or {(0.0, 0.0)}
+    phases = {(a.grid.x0 % pixel, a.grid.y0 % pixel) for a in native} or {(0.0, 0.0)}
     if len(phases) > 1:
         raise ValueError(
-            f"the items' rasters start at different places of the 20 m lattice (x, y modulo 20: {sorted(phases)})"
+            f"the items' rasters start at different places of the {pixel} m lattice (x, y modulo {pixel}: "
+            f"{sorted(phases)})"
         )
     x_phase, y_phase = phases.pop()
     if bbox is not None:
@@ -318,11 +324,11 @@ def cube_grid(scenes: Sequence[Scene], epsg: int, bbox: tuple[float, float, floa
     west, south = (min(b[i] for b in bounds) for i in (0, 1))
     east, north = (max(b[i] for b in bounds) for i in (2, 3))
     slack = 1e-6  # of a pixel: what reprojecting bounds to their own CRS may add
-    left = np.floor((west - x_phase) / 20 + slack) * 20 + x_phase
-    top = np.ceil((north - y_phase) / 20 - slack) * 20 + y_phase
-    width = int(np.ceil((east - left) / 20 - slack))
-    height = int(np.ceil((top - south) / 20 - slack))
-    return Grid(float(left), float(top), 10.0, -10.0, (2 * height, 2 * width))
+    left = np.floor((west - x_phase) / pixel + slack) * pixel + x_phase
+    top = np.ceil((north - y_phase) / pixel - slack) * pixel + y_phase
+    width = int(np.ceil((east - left) / pixel - slack))
+    height = int(np.ceil((top - south) / pixel - slack))
+    return Grid(float(left), float(top), 10.0, -10.0, (pixel // 10 * height, pixel // 10 * width))
 
 
 def _over_ground(scenes: Sequence[Scene], grid: Grid, epsg: int) -> list[Scene]:
@@ -409,7 +415,8 @@ def latest_versions(scenes: Sequence[Scene]) -> list[Scene]:
 
 def _provenance(scenes: Sequence[Scene], catalog: Any, collection: str) -> dict[str, Any]:
     """Return the attributes that tell where the pixels came from; a URL without what may be secret in it."""
-    reasons = Counter(reason for s in scenes for reason in {asset.radiometry.reason for asset in s.bands.values()})
+    said = ({asset.radiometry.reason for asset in scene.bands.values()} - {""} for scene in scenes)
+    reasons = Counter(reason for of_scene in said for reason in of_scene)
     decided = (
         sorted(reasons)
         if len(reasons) == 1

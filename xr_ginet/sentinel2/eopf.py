@@ -9,10 +9,11 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from .bands import BANDS_20M, band_name
+from .bands import BANDS_20M, SCL, band_name
 from .layouts import pair
 
 REFLECTANCE = "measurements/reflectance"
+CLASSIFICATION = "conditions/mask/l2a_classification/r20m/scl"
 
 
 def to_cube(tree: xr.DataTree) -> xr.Dataset:
@@ -27,7 +28,7 @@ def to_cube(tree: xr.DataTree) -> xr.Dataset:
     Returns
     -------
     Dataset
-        Dims ``y, x`` and ``y_20m, x_20m``; float reflectance.
+        Dims ``y, x`` and ``y_20m, x_20m``; float reflectance, and ``SCL`` where the product has it.
 
     Raises
     ------
@@ -35,6 +36,8 @@ def to_cube(tree: xr.DataTree) -> xr.Dataset:
         If the tree has no group of 10 m or 20 m reflectance, or digital numbers without scale.
     """
     fine, coarse = (_stated(_group(tree, name)) for name in ("r10m", "r20m"))
+    if CLASSIFICATION in tree:
+        coarse[SCL] = tree[CLASSIFICATION].variable
     if crs := _crs(tree):
         fine = fine.rio.write_crs(crs)
     return pair(fine, coarse)

@@ -6,6 +6,7 @@ its type. Catalogues disagree about keys, names and extensions, so a band is loo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, timedelta
@@ -13,9 +14,9 @@ from datetime import datetime as Datetime
 from typing import Any, Literal
 from urllib.parse import urljoin, urlsplit
 
-from .bands import BANDS, band_name
+from .bands import SCL, layer_name, resolution_of
 from .grids import Grid
-from .radiometry import Radiometry, described_bands, processing_baseline, radiometry
+from .radiometry import CLASSES, Radiometry, described_bands, processing_baseline, radiometry
 
 RASTERS = ("image/tiff", "image/jp2", "image/vnd.stac.geotiff")
 ZARR = ("application/vnd+zarr", "application/vnd.zarr")
@@ -91,7 +92,7 @@ def read_item(
     item : mapping
         STAC JSON.
     bands : iterable of str
-        ESA names.
+        ESA names, and ``SCL``.
     offset : "auto" or number
         As for `radiometry`.
     look : callable, optional
@@ -113,7 +114,7 @@ def read_item(
             href=href,
             epsg=_epsg(item, key, asset),
             grid=_asset_grid(item, key, asset),
-            radiometry=radiometry(item, asset, offset),
+            radiometry=CLASSES if name == SCL else radiometry(item, asset, offset),
             is_zarr=is_zarr,
         )
     return Scene(item["id"], _moment(item), _longitude(item), found, processing_baseline(item))
@@ -141,12 +142,12 @@ def _longitude(item: Mapping[str, Any]) -> float:
 def _find_asset(item: Mapping[str, Any], name: str) -> tuple[str, Mapping[str, Any]]:
     """Return the asset that holds a band at its native resolution: COG before JPEG2000, an array before its group."""
     candidates = [(key, asset) for key, asset in _band_assets(item) if _asset_band(key, asset) == name]
-    native = [(k, a) for k, a in candidates if _resolution(item, a) in (None, BANDS[name].resolution)]
+    native = [(k, a) for k, a in candidates if _resolution(item, a) in (None, resolution_of(name))]
     if not native:
         found = ", ".join(f"{key} ({_resolution(item, asset):g} m)" for key, asset in candidates)
         raise ValueError(
             f"item {item['id']} of {item.get('collection')!r} has no asset with {name} at its native "
-            f"{BANDS[name].resolution} m"
+            f"{resolution_of(name)} m"
             + (f"; it has {found}" if found else f"; its assets are {', '.join(item['assets'])}")
         )
     return min(native, key=lambda pair: ("jp2" in (pair[1].get("type") or ""), "/" in pair[0]))
@@ -158,7 +159,10 @@ def _band_assets(item: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, An
         if set(asset.get("roles") or ()) & {"thumbnail", "overview", "visual"}:
             continue
         bands = described_bands(asset)
-        if len(bands) <= 1 and (asset.get("type") or "").startswith((*RASTERS, *ZARR)):
+        href = asset["href"].rstrip("/")
+        if len(bands) == 1 and _is_zarr(asset) and re.search(r"/r\d0m$", href):  # the group of one array
+            yield key, {**asset, "href": f"{href}/{bands[0]['name'].lower()}"}
+        elif len(bands) <= 1 and (asset.get("type") or "").startswith((*RASTERS, *ZARR)):
             yield key, asset
         elif len(bands) > 1 and _is_zarr(asset):
             for band in bands:
@@ -178,7 +182,7 @@ def _asset_band(key: str, asset: Mapping[str, Any]) -> str | None:
     """Return the ESA name of the one band that an asset holds, by its band's name, its key or its common name."""
     [band] = described_bands(asset) or [{}]
     names = (band.get("name"), key, band.get("eo:common_name"), band.get("common_name"))
-    return next((esa for name in names if name and (esa := band_name(name))), None)
+    return next((esa for name in names if name and (esa := layer_name(name))), None)
 
 
 def _is_zarr(asset: Mapping[str, Any]) -> bool:

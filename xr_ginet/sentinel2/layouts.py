@@ -11,8 +11,9 @@ import warnings
 import numpy as np
 import xarray as xr
 
-from .bands import BANDS, band_name, bands_of
-from .grids import COARSE_DIMS, FINE_DIMS, TOLERANCE, Grid, check_nesting, read_crs
+from .bands import BANDS, SCL, band_name, bands_of, layer_name
+from .grids import COARSE_DIMS, DIMS, FINE_DIMS, TOLERANCE, Grid, check_nesting, read_crs
+from .radiometry import SATURATED
 
 RADIOMETRIC_ATTRS = ("scale_factor", "add_offset", "_FillValue", "fill_value", "scale", "offset", "nodata", "units")
 BAND_DIMS = ("band", "bands", "variable")
@@ -35,12 +36,13 @@ def pair(
         One variable per band with dims ``y, x`` or ``time, y, x``, or bands stacked along ``band``; lazy or not,
         chunked in any way. Names are ESA's (B05, b05, B05_20m) or catalogues' (rededge1); what is no Sentinel-2 band
         of that resolution is left out. Coordinates are centres, or the pixels' upper left corners on both grids, as
-        stackstac has them unless told otherwise.
+        stackstac has them unless told otherwise. The scene classification ``SCL`` is kept as it is.
     scale, offset, nodata : float, optional
         For bands that hold digital numbers: reflectance is ``digital_number * scale + offset``, and missing where the
-        digital number is ``nodata``. Integer bands need a ``scale``, here or as an attribute ``scale_factor``; float
-        bands without one are reflectance already. Bands that xarray has decoded are not scaled again; where their
-        store names no ``_FillValue``, what ``nodata`` was decoded to is missing.
+        digital number is ``nodata`` or, in uint16, 65535, which is ESA's for saturated. Integer bands need a
+        ``scale``, here or as an attribute ``scale_factor``; float bands without one are reflectance already. Bands
+        that xarray has decoded are not scaled again; where their store names no ``_FillValue``, what ``nodata`` was
+        decoded to is missing.
 
     Returns
     -------
@@ -82,6 +84,8 @@ def pair(
         ds.map(to_reflectance, scale=scale, offset=offset, nodata=nodata).drop_vars("spatial_ref", errors="ignore")
         for ds in (fine, coarse)
     )
+    if classes := next((v for v in ds_20m.data_vars if layer_name(str(v)) == SCL), None):
+        coarse[SCL] = ds_20m[classes].variable
     coarse = coarse.rename(dict(zip(FINE_DIMS, COARSE_DIMS, strict=True)))
     cube = xr.merge([fine, coarse], combine_attrs="drop_conflicts", compat="override", join="override")
     return describe(cube, crs=crs_fine or crs_coarse)
@@ -170,7 +174,7 @@ def to_reflectance(
     dtype = band.dtype if band.dtype == np.float64 else np.dtype("float32")
     result = band.astype(dtype) * dtype.type(scale) + dtype.type(offset)
     if nodata is not None:
-        result = result.where(band != nodata)
+        result = result.where((band != nodata) & (band != SATURATED) if band.dtype == np.uint16 else band != nodata)
     return result.assign_attrs({k: v for k, v in band.attrs.items() if k not in RADIOMETRIC_ATTRS})
 
 
@@ -194,7 +198,7 @@ def place(cube: xr.Dataset, *, crs: object | None) -> xr.Dataset:
 
     named = (v.encoding.get("grid_mapping", v.attrs.get("grid_mapping")) for v in cube.data_vars.values())
     cube = cube.drop_vars([name for name in {"spatial_ref", *named} if name in cube.variables]).copy()
-    grids = {dims: Grid.from_coords(cube, dims) for dims in (FINE_DIMS, COARSE_DIMS) if set(dims) <= set(cube.coords)}
+    grids = {dims: Grid.from_coords(cube, dims) for dims in DIMS.values() if set(dims) <= set(cube.coords)}
     for dims, grid in grids.items():
         for dim, axis in zip(dims, ("Y", "X"), strict=True):
             cf = next((a for a in CRS.from_user_input(crs).cs_to_cf() if a["axis"] == axis), {}) if crs else {}

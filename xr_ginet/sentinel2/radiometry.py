@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
+
 OFFSET_BASELINE = 4.0
 """First processing baseline whose digital numbers carry ESA's offset."""
 
@@ -30,7 +32,15 @@ class Radiometry:
     """A pixel is missing where its stored number is not above this one."""
     dtype: str = "uint16"
     """Of the stored numbers; floating point where a store holds reflectance."""
+    saturated: float = np.inf
+    """A pixel is missing from this stored number on: what was brighter than the instrument measures."""
 
+
+SATURATED = 65535
+"""ESA's digital number of a saturated pixel."""
+
+CLASSES = Radiometry(1.0, 0.0, "", dtype="uint8")
+"""Of the scene classification, whose class 0 is no data."""
 
 NBART = Radiometry(1e-4, 0.0, "offset 0: Geoscience Australia's NBART carries none", nodata=-999, dtype="int16")
 """Not ESA's product: its items name the baseline of the scene that it was made from, and state no scale or nodata."""
@@ -84,7 +94,7 @@ def radiometry(
             )
         return replace(REFLECTANCE, dtype=_data_type(asset))
     is_nbart = any(str(band.get("name")).startswith("nbart_") for band in described_bands(asset))
-    pixels = NBART if is_nbart else Radiometry(scale or 1e-4, 0.0, "", dtype=_data_type(asset))
+    pixels = NBART if is_nbart else Radiometry(scale or 1e-4, 0.0, "", dtype=_data_type(asset), saturated=SATURATED)
     if offset != "auto":
         return replace(pixels, offset=float(offset), reason=f"offset {offset:g} given by the caller")
     if is_nbart:

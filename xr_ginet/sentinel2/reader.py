@@ -16,8 +16,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from .grids import COARSE_DIMS, FINE_DIMS, Grid
+from .bands import SCL
+from .grids import DIMS, FINE_DIMS, Grid
 from .items import BandAsset, Scene
+from .radiometry import Radiometry
 
 
 def read_scenes(
@@ -30,18 +32,20 @@ def read_scenes(
 ) -> xr.Dataset:
     """Return bands of one resolution as lazy reflectance on one grid, with the dims of that resolution.
 
-    ``steps`` lists, for each time step, the scenes that make it up, by index; the first one's pixels are on top.
+    Of the scene classification, which is read by itself, the classes are returned, uint8. ``steps`` lists, for each
+    time step, the scenes that make it up, by index; the first one's pixels are on top.
     """
-    digital_number = _digital_numbers(scenes, names, grid, epsg, chunk)
-    per_band = [[scene.bands[name].radiometry for name in names] for scene in scenes]
-    scale, offset, nodata = (
-        xr.DataArray(np.array([[getattr(r, field) for r in row] for row in per_band], "float32"), dims=("time", "band"))
-        for field in ("scale", "offset", "nodata")
-    )
-    reflectance = ((digital_number.astype("float32") + offset) * scale).where(digital_number > nodata)
-    reflectance = reflectance.drop_attrs()
-    reflectance = xr.concat([_mosaic(reflectance.isel(time=list(members))) for members in steps], "time")
-    rename = dict(zip(FINE_DIMS, COARSE_DIMS, strict=True)) if abs(grid.dx) == 20 else {}
+    numbers = _digital_numbers(scenes, names, grid, epsg, chunk)
+    meaning = tuple(tuple(scene.bands[name].radiometry for name in names) for scene in scenes)
+    values = numbers.data.map_blocks(_reflectance, meaning, dtype="float32", meta=np.empty((0,) * 4, "float32"))
+    reflectance = numbers.copy(data=values).drop_attrs()
+    if all(len(members) == 1 for members in steps):
+        reflectance = reflectance.isel(time=[index for (index,) in steps])
+    else:
+        reflectance = xr.concat([_mosaic(reflectance.isel(time=list(members))) for members in steps], "time")
+    if names == [SCL]:
+        reflectance = reflectance.fillna(0).astype("uint8")
+    rename = dict(zip(FINE_DIMS, DIMS[round(abs(grid.dx))], strict=True))
     return reflectance.assign_coords(band=list(names)).to_dataset("band").rename(rename)
 
 
@@ -177,6 +181,17 @@ def look(href: str) -> dict[str, Any]:
         if attribute in attrs:
             said[field] = float(attrs[attribute])
     return said
+
+
+def _reflectance(
+    numbers: NDArray, meaning: tuple[tuple[Radiometry, ...], ...], *, block_id: tuple[int, ...]
+) -> NDArray:
+    """Return one block ``(1, 1, y, x)`` of stored numbers as reflectance, NaN where missing or saturated."""
+    time, band, *_ = block_id
+    radiometry = meaning[time][band]
+    result = (numbers.astype("float32") + np.float32(radiometry.offset)) * np.float32(radiometry.scale)
+    result[~((numbers > radiometry.nodata) & (numbers < radiometry.saturated))] = np.nan
+    return result
 
 
 def _mosaic(reflectance: xr.DataArray) -> xr.DataArray:

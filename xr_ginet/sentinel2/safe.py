@@ -24,7 +24,7 @@ import xarray as xr
 from .bands import BANDS_10M, BANDS_20M, bands_of
 from .grids import COARSE_DIMS, FINE_DIMS
 from .layouts import pair, place
-from .radiometry import OFFSET_BASELINE, Radiometry
+from .radiometry import OFFSET_BASELINE, SATURATED, Radiometry
 
 BAND_IDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
 """What the metadata's ``band_id`` counts."""
@@ -128,7 +128,8 @@ def open_safe(
     -------
     Dataset
         Dims ``time, y, x`` and ``time, y_20m, x_20m``; one time; float32 reflectance, NaN where the digital number is
-        0; lazy, chunked. L2A products have the scene classification ``SCL`` too, uint8 at 20 m.
+        0, or 65535 for saturated; lazy, chunked. L2A products have the scene classification ``SCL`` too, uint8 at
+        20 m.
 
     Raises
     ------
@@ -229,5 +230,7 @@ def _read(product: Product, name: str, resolution: int, chunks: int) -> xr.DataA
 
 def _reflectance(digital_number: xr.DataArray, meaning: Radiometry) -> xr.DataArray:
     offset, scale = np.float32(meaning.offset), np.float32(meaning.scale)
-    reflectance = ((digital_number.astype("float32") + offset) * scale).where(digital_number != 0)
+    reflectance = ((digital_number.astype("float32") + offset) * scale).where(
+        (digital_number != 0) & (digital_number != SATURATED)
+    )
     return reflectance.drop_attrs(deep=False)

@@ -31,12 +31,10 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ..sentinel2.bands import BANDS, BANDS_10M, BANDS_20M
 from ..sentinel2.grids import COARSE_DIMS, FINE_DIMS, Grid, check_nesting
+from ..sentinel2.scl import CLOUDY
 from .degradation import TAPS_PER_FACTOR, Degradation, box_mean, mtf_mean
 
 FACTOR = 2
-CLOUDY = (0, 1, 3, 8, 9, 10)
-"""Classes of SCL that a patch must not hold: no data, saturated, cloud shadow, clouds, cirrus."""
-
 GAIN_RANGE = (0.05, 0.9)
 """MTF gains between which jitter stays."""
 

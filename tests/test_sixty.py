@@ -1,0 +1,159 @@
+"""The 60 m bands: their own grid, read, nested, and brought to 10 m."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import xarray as xr
+from conftest import SHARED, needs_shared, no_compute, single_grid, two_grids
+from numpy.testing import assert_allclose, assert_array_equal
+from test_catalogues import NAMES, REAL_ITEMS, full_tile, load_item
+
+import xr_ginet
+from xr_ginet.mapping.classical import ClusterRegression, fit_clusters, upsample
+from xr_ginet.mapping.pipeline import SIXTY
+from xr_ginet.network import Checkpoint
+from xr_ginet.sentinel2.bands import BANDS, BANDS_10M, BANDS_20M, BANDS_60M
+from xr_ginet.sentinel2.grids import DIMS, Grid
+from xr_ginet.sentinel2.items import read_item
+from xr_ginet.simulation import simulate, write_cogs
+from xr_ginet.training.degradation import degrade
+from xr_ginet.training.metrics import rmse
+
+
+def three_grids(shape: tuple[int, int] = (4, 6), *, n_times: int | None = None, seed: int = 0) -> xr.Dataset:
+    """Return a random cube of all bands, not chunked; ``shape`` is at 60 m."""
+    cube = two_grids((3 * shape[0], 3 * shape[1]), n_times=n_times, seed=seed)
+    sixty = single_grid(BANDS_60M, shape, 60, n_times=n_times, seed=seed)
+    return cube.merge(sixty.rename(dict(zip(DIMS[10], DIMS[60], strict=True))), compat="override", join="override")
+
+
+@needs_shared
+@pytest.mark.parametrize(("name", "epsg", "origin"), [row[:3] for row in REAL_ITEMS], ids=NAMES)
+def test_a_real_item_yields_its_60_m_bands(name: str, epsg: int, origin: tuple) -> None:
+    def look(href: str) -> dict:
+        return full_tile(href, origin) | {
+            "proj:transform": [60, 0, origin[0], 0, -60, origin[1]],
+            "proj:shape": [1830, 1830],
+        }
+
+    wanted = ["B01"] if name.startswith("dea-ard3") else list(BANDS_60M)  # NBART has no B09
+    if name.startswith("eopf-explorer"):
+        with pytest.raises(ValueError, match=r"no asset with B01 at its native 60 m; it has reflectance/b01 \(20 m\)"):
+            read_item(load_item(name), wanted, look=look)
+        return
+    scene = read_item(load_item(name), wanted, look=look)
+    for asset in scene.bands.values():
+        assert (asset.epsg, asset.grid) == (epsg, Grid(*origin, 60, -60, (1830, 1830)))
+
+
+def test_a_cube_with_60_m_bands_is_snapped_to_their_pixels(tmp_path: Path) -> None:
+    scene = simulate((120, 180), seed=2)
+    item = write_cogs(
+        scene.fine,
+        scene.coarse,
+        tmp_path,
+        transform=scene.transform,
+        crs=scene.crs,
+        datetime="2024-06-21T10:56:21Z",
+        item_id="a",
+    )
+    numbers = np.arange(1, 20 * 30 + 1, dtype="uint16").reshape(20, 30)
+    place = rasterio.Affine(60, 0, scene.transform[2], 0, -60, scene.transform[5])
+    for name in BANDS_60M:
+        with rasterio.open(
+            tmp_path / f"{name}.tif", "w", "GTiff", 30, 20, 1, scene.crs, place, "uint16", nodata=0
+        ) as file:
+            file.write(numbers, 1)
+        item["assets"][name] = item["assets"]["red"] | {
+            "href": str(tmp_path / f"{name}.tif"),
+            "eo:bands": [{"name": name}],
+            "proj:shape": [20, 30],
+            "proj:transform": list(place)[:6],
+        }
+    west, south, east, north = item["bbox"]
+    inner = (west + 0.004, south + 0.003, east - 0.005, north - 0.002)
+    with no_compute():
+        cube = xr_ginet.open_stac([item], bands=(*BANDS_10M, *BANDS_20M, *BANDS_60M), bbox=inner, chunks=32)
+        result = cube.ginet.superresolve(weights=None, bands="all")
+    grids = [Grid.from_coords(cube, dims) for dims in DIMS.values()]
+    assert all(grid.bounds == grids[0].bounds for grid in grids)
+    assert [n % 6 for n in grids[0].shape] == [0, 0]
+    assert (grids[0].x0 - scene.transform[2]) % 60 == 0
+    row, column = round((scene.transform[5] - grids[2].y0) / 60), round((grids[2].x0 - scene.transform[2]) / 60)
+    height, width = grids[2].shape
+    assert_allclose(cube["B09"].values[0], numbers[row : row + height, column : column + width] * 1e-4, rtol=1e-6)
+    assert list(result.data_vars) == list(BANDS)
+    assert result["B01"].dims == ("time", "y", "x")
+    assert result.rio.transform() == cube.rio.transform()
+
+
+def test_all_bands_are_each_what_its_own_method_makes(checkpoint: Checkpoint) -> None:
+    cube = three_grids(n_times=2).chunk({"time": 1, "y": 13, "x": 20})
+    with no_compute():
+        result = cube.ginet.superresolve(weights=checkpoint, bands="all", precision="float64")
+    assert list(result.data_vars) == list(BANDS)
+    assert result.attrs["ginet_method_60m"] == "regression"
+    assert result.attrs["ginet_weights"] == checkpoint.name
+    assert result["B01"].attrs["native_resolution"] == 60
+    assert result["B01"].chunks == result["B05"].chunks
+    plain = cube.ginet.superresolve(weights=checkpoint, precision="float64")
+    assert "ginet_method_60m" not in plain.attrs
+    xr.testing.assert_equal(result[list(plain.data_vars)], plain)
+    fine, coarse = (np.stack([cube[b].values for b in bands], 1) for bands in (BANDS_10M, BANDS_60M))
+    gains = tuple(BANDS[b].mtf_gain for b in BANDS_60M)
+    import dask.array as da
+
+    model = fit_clusters(da.from_array(fine), da.from_array(coarse), factor=6, gains=gains, n_clusters=8).compute()
+    oracle = ClusterRegression(6, gains, "float64")(fine, coarse, model)
+    assert_allclose(np.stack([result[b].values for b in BANDS_60M], 1), oracle, rtol=0, atol=1e-10)
+
+
+def test_consistency_holds_at_60_m_too() -> None:
+    cube = three_grids()
+    result = cube.ginet.superresolve(weights=None, bands="all", consistency="exact", precision="float64")
+    means = result["B09"].coarsen(y=6, x=6).mean()
+    assert_allclose(means, cube["B09"], rtol=0, atol=1e-12)
+
+
+def test_a_missing_60_m_pixel_is_missing_at_10_m_and_no_other() -> None:
+    cube = three_grids()
+    cube["B01"][2, 3] = np.nan
+    result = cube.ginet.superresolve(weights=None, bands="all")
+    expected = np.zeros((24, 36), bool)
+    expected[12:18, 18:24] = True
+    assert_array_equal(np.isnan(result["B01"]), expected)
+    assert not np.isnan(result["B09"]).any()
+
+
+def test_what_lacks_60_m_bands_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"no B01, B09 in the cube.*y_60m"):
+        two_grids().ginet.superresolve(weights=None, bands="all")
+    cube = three_grids().isel(x=slice(34), x_20m=slice(17))
+    with pytest.raises(ValueError, match="34 pixels and the coarse one 4 by 6; 6 by 6 fine pixels per coarse one"):
+        cube.ginet.superresolve(weights=None, bands="all")
+    with pytest.raises(ValueError, match="bands='60m': must be '20m', or 'all'"):
+        three_grids().ginet.superresolve(weights=None, bands="60m")
+
+
+@needs_shared
+def test_on_real_60_m_bands_degraded_by_six_bicubic_is_beaten_by_far() -> None:
+    with np.load(SHARED / "scenes" / "dsen2_T33UUB.npz") as file:
+        fine, truth = (file[key][..., : 6 * 90 * k, : 6 * 90 * k] * 1e-4 for key, k in (("b10", 1), ("b60", 1)))
+    truth = truth[:, :90, :90]
+    parts = {10: degrade(fine, BANDS_10M, factor=6, degradation="mtf"), 60: degrade(truth, BANDS_60M, factor=6)}
+    data = {}
+    for size, bands in ((10, BANDS_10M), (60, BANDS_60M)):
+        n = parts[size].shape[-1]
+        data |= {band: (DIMS[size], image) for band, image in zip(bands, parts[size], strict=True)}
+        data |= dict(zip(DIMS[size], (-size * (np.arange(n) + 0.5), size * (np.arange(n) + 0.5)), strict=True))
+    cube = xr.Dataset(data).set_coords([*DIMS[10], *DIMS[60]])
+    from xr_ginet.mapping.pipeline import _classical
+
+    result = _classical(cube, "regression", SIXTY, precision="float32", consistency="none")
+    found = rmse(np.stack([result[b].values for b in BANDS_60M]), truth, border=6)
+    bicubic = rmse(upsample(parts[60], 6), truth, border=6)
+    assert (found < 0.3 * bicubic).all()
