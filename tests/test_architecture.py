@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "mapping": STANDARD | {"scipy", "dask", "sentinel2", "mapping", "training", "__init__"},
     "evaluation": STANDARD | {"dask", "mapping", "sentinel2", "training"},
     "store": STANDARD | {"dask", "sentinel2"},
+    "cog": STANDARD | {"dask", "sentinel2", "store"},
     "training": STANDARD | {"scipy", "dask", "torch", "network", "sentinel2", "training"},
     "simulation": STANDARD | {"scipy", "sentinel2", "training", "simulation"},
     "accessor": {"xarray", "mapping", "sentinel2", "store"},

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = version("xr-ginet")
 
 if TYPE_CHECKING:
+    from .cog import to_cog
     from .mapping import guide, superresolve
     from .network import GINet, GINetConfig, from_authors, load_checkpoint, save_checkpoint
     from .sentinel2.catalog import open_stac
@@ -31,6 +32,7 @@ _HOMES = {
     "pair": "xr_ginet.sentinel2.layouts",
     "save_checkpoint": "xr_ginet.network",
     "superresolve": "xr_ginet.mapping",
+    "to_cog": "xr_ginet.cog",
     "to_native": "xr_ginet.sentinel2.native",
     "to_zarr": "xr_ginet.store",
 }
@@ -49,6 +51,7 @@ __all__ = [
     "pair",
     "save_checkpoint",
     "superresolve",
+    "to_cog",
     "to_native",
     "to_zarr",
 ]

@@ -106,6 +106,7 @@ class GINetAccessor:
         *,
         mode: store.Mode | None = None,
         dtype: store.StoredDtype = "float32",
+        like: Literal["input"] | None = None,
         zarr_format: int = 3,
         compression_level: int = 5,
         progress: bool = False,
@@ -117,11 +118,27 @@ class GINetAccessor:
             target,
             mode=mode,
             dtype=dtype,
+            like=like,
             zarr_format=zarr_format,
             compression_level=compression_level,
             progress=progress,
             compute=compute,
         )
+
+    def to_cog(
+        self,
+        folder: str | Path,
+        *,
+        stacked: bool = False,
+        dtype: store.StoredDtype = "uint16",
+        like: Literal["input"] | None = None,
+        overwrite: bool = False,
+        progress: bool = False,
+    ) -> list[Path]:
+        """Write the cube as Cloud Optimized GeoTIFFs: see `xr_ginet.to_cog`."""
+        from .cog import to_cog
+
+        return to_cog(self._ds, folder, stacked=stacked, dtype=dtype, like=like, overwrite=overwrite, progress=progress)
 
 
 @xr.register_datatree_accessor("ginet")

@@ -22,7 +22,63 @@ Mode = Literal["w", "w-"]
 StoredDtype = Literal["float32", "uint16"]
 
 DIGITAL_NUMBER: dict[str, Any] = {"dtype": "uint16", "scale_factor": 1e-4, "add_offset": -0.1, "_FillValue": 0}
-"""Encoding of reflectance as Sentinel-2's own products have it: -0.0999 to 6.4535 in steps of 0.0001, 0 for missing."""
+"""Encoding of reflectance as Sentinel-2's own products have it: -0.0999 to 6.4534 in steps of 0.0001, 0 for missing."""
+
+
+FLOAT: dict[str, Any] = {"dtype": "float32", "scale_factor": 1.0, "add_offset": 0.0, "_FillValue": np.float32(np.nan)}
+"""Encoding of reflectance as it is."""
+
+
+def stored_as(ds: xr.Dataset, dtype: StoredDtype, like: Literal["input"] | None) -> dict[str, Any]:
+    """Return the dtype, scale, offset and fill value, in the words of CF, in which a cube's reflectance is stored.
+
+    Raises
+    ------
+    ValueError
+        If an argument has an unknown value, or a cube does not tell the digital numbers that it was made from.
+    """
+    if dtype not in ("float32", "uint16"):
+        raise ValueError(f"dtype={dtype!r}: must be 'float32' or 'uint16'")
+    if like is None:
+        return DIGITAL_NUMBER if dtype == "uint16" else FLOAT
+    if like != "input":
+        raise ValueError(f"like={like!r}: must be 'input', or left out")
+    if "source_dtype" not in ds.attrs:
+        raise ValueError(
+            "like='input', but the cube's attributes (source_dtype, source_scale_factor, …) do not tell of one kind "
+            "of digital numbers that it was made from: it was reflectance already, or its items differ. Type "
+            "dtype='uint16'"
+        )
+    if np.dtype(ds.attrs["source_dtype"]).kind == "f":
+        return FLOAT
+    return {
+        "dtype": ds.attrs["source_dtype"],
+        "scale_factor": float(ds.attrs["source_scale_factor"]),
+        "add_offset": float(ds.attrs["source_add_offset"]),
+        "_FillValue": ds.attrs["source_nodata"],
+    }
+
+
+def limits(encoding: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the least and the greatest reflectance that an encoding holds beside its fill value."""
+    info = np.iinfo(encoding["dtype"])
+    first, last = max(info.min, int(encoding["_FillValue"]) + 1), info.max
+    if encoding["dtype"] == "uint16" and encoding["_FillValue"] == 0:
+        last -= 1  # ESA's for saturated
+    return (
+        first * encoding["scale_factor"] + encoding["add_offset"],
+        last * encoding["scale_factor"] + encoding["add_offset"],
+    )
+
+
+def digital_numbers(image: xr.DataArray, encoding: Mapping[str, Any]) -> xr.DataArray:
+    """Return reflectance in an encoding, lazily where it is lazy; what it cannot hold is clipped."""
+    dtype = np.dtype(encoding["dtype"])
+    if dtype.kind == "f":
+        return image.astype(dtype)
+    fill = dtype.type(encoding["_FillValue"])
+    numbers = ((image.clip(*limits(encoding)) - encoding["add_offset"]) / encoding["scale_factor"]).round()
+    return numbers.fillna(fill).astype(dtype)
 
 
 def to_zarr(
@@ -31,6 +87,7 @@ def to_zarr(
     *,
     mode: Mode | None = None,
     dtype: StoredDtype = "float32",
+    like: Literal["input"] | None = None,
     zarr_format: int = 3,
     compression_level: int = 5,
     progress: bool = False,
@@ -49,7 +106,10 @@ def to_zarr(
         ``"w"`` replaces an existing store, a local one only after the new one is complete; ``"w-"`` and None refuse.
     dtype : {"float32", "uint16"}
         ``"uint16"`` stores digital numbers with CF ``scale_factor`` 0.0001 and ``add_offset`` -0.1; reflectance beyond
-        -0.0999 and 6.4535 is clipped, missing is 0.
+        -0.0999 and 6.4534 is clipped, missing is 0.
+    like : {"input"}, optional
+        In place of ``dtype``: dtype, scale, offset and nodata are those of the digital numbers that the cube was made
+        from.
     zarr_format : {3, 2}
     compression_level : int
         Of Zstandard, 0 to 22.
@@ -69,20 +129,19 @@ def to_zarr(
         If the store exists and ``mode`` is not ``"w"``; or if the target is a file, or a folder with other files,
         whatever the mode.
     ValueError
-        If an argument has an unknown value, an attribute cannot be stored, or the target lies in this process's memory
-        while a cluster computes in others.
+        If an argument has an unknown value, an attribute cannot be stored, ``like="input"`` and the cube does not tell
+        what it was made from, or the target lies in this process's memory while a cluster computes in others.
     """
     if mode not in (None, "w", "w-"):
         raise ValueError(f"mode={mode!r}: must be 'w' to replace a store, or 'w-' to refuse where there is one")
-    if dtype not in ("float32", "uint16"):
-        raise ValueError(f"dtype={dtype!r}: must be 'float32' or 'uint16'")
+    reflectance = stored_as(ds, dtype, like)
     if zarr_format not in (2, 3):
         raise ValueError(f"zarr_format={zarr_format!r}: must be 2 or 3")
     if progress and not compute:
         raise ValueError("progress=True shows the computation, but compute=False puts it off")
     path = _local_path(target)
     exists = _check_target(target, path, mode, compute=compute)
-    cube, encoding = _encode(ds, dtype, zarr_format, compression_level)
+    cube, encoding = _encode(ds, reflectance, zarr_format, compression_level)
     # An existing local store is replaced when the new one is whole: until then it can be read, even by this very cube.
     beside = path.with_name(f"{path.name}.{uuid4().hex}") if path and exists else None
     with warnings.catch_warnings():
@@ -100,7 +159,7 @@ def to_zarr(
     if not compute:
         return write
     try:
-        _with_progress(write) if progress else dask.compute(write)
+        progress_bar(write) if progress else dask.compute(write)
     except BaseException:
         if beside:
             shutil.rmtree(beside)
@@ -173,7 +232,7 @@ def _workers_elsewhere() -> bool:
 
 
 def _encode(
-    ds: xr.Dataset, dtype: StoredDtype, zarr_format: int, compression_level: int
+    ds: xr.Dataset, reflectance: Mapping[str, Any], zarr_format: int, compression_level: int
 ) -> tuple[xr.Dataset, dict[str, dict[str, Any]]]:
     """Return the cube as it is to be written, and the encoding of its variables."""
     ds = ds.unify_chunks()
@@ -186,10 +245,9 @@ def _encode(
         if name in cube.data_vars and "spatial_ref" in cube.coords:
             cube[name].attrs["grid_mapping"] = "spatial_ref"
         if name in cube.data_vars and np.issubdtype(variable.dtype, np.floating):
-            if dtype == "uint16" and name in BANDS:
-                bounds = (DIGITAL_NUMBER["add_offset"] + 1e-4, DIGITAL_NUMBER["add_offset"] + 6.5535)
-                cube[name] = cube[name].clip(*bounds, keep_attrs=True)
-                new |= DIGITAL_NUMBER
+            if np.dtype(reflectance["dtype"]).kind in "ui" and name in BANDS:
+                cube[name] = cube[name].clip(*limits(reflectance), keep_attrs=True)
+                new |= reflectance
             else:
                 new |= {"dtype": "float32", "_FillValue": np.float32(np.nan)}
             new["compressors"] = [_zstandard(zarr_format, compression_level)]
@@ -224,7 +282,7 @@ def _zstandard(zarr_format: int, level: int) -> Any:
     return Zstd(level) if zarr_format == 2 else ZstdCodec(level=level)
 
 
-def _with_progress(write: Any) -> None:
+def progress_bar(write: Any) -> None:
     """Compute a delayed write under a progress bar, of the distributed client's where there is one."""
     try:
         from distributed import get_client, progress

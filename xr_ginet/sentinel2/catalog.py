@@ -22,6 +22,7 @@ from .bands import BANDS_10M, BANDS_20M, LAYERS, SCL, resolution_of
 from .grids import Grid, read_crs, transform_bounds
 from .items import BandAsset, Scene, read_item, solar_day
 from .layouts import describe
+from .radiometry import convention
 from .reader import look, read_scenes
 
 if TYPE_CHECKING:
@@ -428,7 +429,8 @@ def _provenance(scenes: Sequence[Scene], catalog: Any, collection: str) -> dict[
         parts = urlsplit(url)
         source["source_catalog"] = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
         source["source_collection"] = collection
-    return source | {"source_items": [scene.id for scene in scenes], "radiometry": "; ".join(decided)}
+    stored = convention(asset.radiometry for s in scenes for name, asset in s.bands.items() if name != SCL)
+    return source | stored | {"source_items": [scene.id for scene in scenes], "radiometry": "; ".join(decided)}
 
 
 def _as_item(item: Any) -> Any:

@@ -7,13 +7,15 @@ bands with ``([time,] y_20m, x_20m)``, float reflectance, coordinates at pixel c
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from .bands import BANDS, SCL, band_name, bands_of, layer_name
 from .grids import COARSE_DIMS, DIMS, FINE_DIMS, TOLERANCE, Grid, check_nesting, read_crs
-from .radiometry import SATURATED
+from .radiometry import SATURATED, Radiometry, convention
 
 RADIOMETRIC_ATTRS = ("scale_factor", "add_offset", "_FillValue", "fill_value", "scale", "offset", "nodata", "units")
 BAND_DIMS = ("band", "bands", "variable")
@@ -80,6 +82,7 @@ def pair(
     crs_fine, crs_coarse = read_crs(ds_10m), read_crs(ds_20m)
     if crs_fine and crs_coarse and crs_fine != crs_coarse:
         raise ValueError(f"ds_10m is in {crs_fine} and ds_20m in {crs_coarse}: load both in the same CRS")
+    stored = _convention([*fine.data_vars.values(), *coarse.data_vars.values()], scale, offset, nodata)
     fine, coarse = (
         ds.map(to_reflectance, scale=scale, offset=offset, nodata=nodata).drop_vars("spatial_ref", errors="ignore")
         for ds in (fine, coarse)
@@ -88,7 +91,7 @@ def pair(
         coarse[SCL] = ds_20m[classes].variable
     coarse = coarse.rename(dict(zip(FINE_DIMS, COARSE_DIMS, strict=True)))
     cube = xr.merge([fine, coarse], combine_attrs="drop_conflicts", compat="override", join="override")
-    return describe(cube, crs=crs_fine or crs_coarse)
+    return describe(cube, crs=crs_fine or crs_coarse).assign_attrs(stored)
 
 
 def unstack(cube: xr.Dataset | xr.DataArray, argument: str) -> xr.Dataset:
@@ -176,6 +179,26 @@ def to_reflectance(
     if nodata is not None:
         result = result.where((band != nodata) & (band != SATURATED) if band.dtype == np.uint16 else band != nodata)
     return result.assign_attrs({k: v for k, v in band.attrs.items() if k not in RADIOMETRIC_ATTRS})
+
+
+def _convention(
+    bands: Sequence[xr.DataArray], scale: float | None, offset: float, nodata: float | None
+) -> dict[str, Any]:
+    """Return how the digital numbers were stored that `to_reflectance` makes reflectance of, as attributes."""
+    meanings = []
+    for band in bands:
+        decoded = band.encoding.get("scale_factor", 1) != 1
+        said = band.encoding if decoded else band.attrs if scale is None else {}
+        factor = float(said.get("scale_factor", scale or 1))
+        if factor == 1:
+            return {}
+        shift = float(said.get("add_offset", 0.0)) if said else offset
+        fill = said.get("_FillValue", band.attrs.get("fill_value", nodata))
+        dtype = np.dtype(said.get("dtype", "uint16") if decoded else band.dtype)
+        meanings.append(
+            Radiometry(factor, shift / factor, "", nodata=0 if fill is None else float(fill), dtype=str(dtype))
+        )
+    return convention(meanings)
 
 
 def describe(cube: xr.Dataset, *, crs: object | None) -> xr.Dataset:

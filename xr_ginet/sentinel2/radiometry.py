@@ -8,7 +8,7 @@ of itself and at what is known of those who say it, never at its date, and carri
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -134,6 +134,15 @@ def _decide(item: Mapping[str, Any], asset: Mapping[str, Any], stated: float | N
             "ESA added none before 04.00. Type offset=0 if the pixels are ESA's own, offset=-1000 if 1000 was added"
         )
     return float(stated), f"offset {stated:g}, as its asset or store states"
+
+
+def convention(meanings: Iterable[Radiometry]) -> dict[str, Any]:
+    """Return how digital numbers were stored, as attributes of the cube made of them; none where they differ."""
+    found = {(m.dtype, m.scale, m.offset * m.scale, m.nodata) for m in meanings}
+    if len(found) != 1:
+        return {}
+    keys = ("source_dtype", "source_scale_factor", "source_add_offset", "source_nodata")
+    return dict(zip(keys, found.pop(), strict=True))
 
 
 def processing_baseline(item: Mapping[str, Any]) -> float | None:

@@ -24,7 +24,7 @@ import xarray as xr
 from .bands import BANDS_10M, BANDS_20M, bands_of
 from .grids import COARSE_DIMS, FINE_DIMS
 from .layouts import pair, place
-from .radiometry import OFFSET_BASELINE, SATURATED, Radiometry
+from .radiometry import OFFSET_BASELINE, SATURATED, Radiometry, convention
 
 BAND_IDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
 """What the metadata's ``band_id`` counts."""
@@ -162,7 +162,9 @@ def open_safe(
         cube["SCL"] = classes.variable.set_dims({"time": 1, **classes.sizes})
         cube["SCL"].attrs = {"long_name": "scene classification"}
     reasons = "; ".join(sorted({meaning[name].reason for name in bands}))
-    return place(cube, crs=cube.rio.crs).assign_attrs(source_items=[product.name], radiometry=reasons)
+    return place(cube, crs=cube.rio.crs).assign_attrs(
+        convention(meaning.values()) | {"source_items": [product.name], "radiometry": reasons}
+    )
 
 
 def read_radiometry(
