@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import attention
+import gaps
 import loader
 import numpy as np
 import pytest
@@ -44,6 +45,15 @@ def test_attention_benchmark_writes_its_table(tmp_path: Path) -> None:
     attention.main(["--size", "48", "--runs", "1", "--out", str(tmp_path / "results.md")])
     lines = (tmp_path / "results.md").read_text().splitlines()
     assert [line.split("|")[1].strip() for line in lines[-2:]] == ["attention", "compact network"]
+
+
+@needs_shared
+def test_gaps_benchmark_tells_that_nothing_changes_beyond_the_network_s_reach(tmp_path: Path) -> None:
+    out = tmp_path / "gaps.md"
+    gaps.main(["--scenes", str(SHARED / "scenes"), "--size", "96", "--weights", "ginet-xs", "--out", str(out)])
+    first, *_, last = out.read_text().splitlines()[-3].split(" | ")[2:]
+    assert float(first) > 1
+    assert float(last.rstrip(" |")) < 1e-3
 
 
 @needs_shared

@@ -118,7 +118,8 @@ def test_pair_scales_a_stack_by_its_own_attributes() -> None:
     attrs = {"scale_factor": 1e-4, "add_offset": -0.1, "source_items": ["S2A"], "spec": object()}
     cube = xr_ginet.pair(*(stacked(ds).assign_attrs(attrs) for ds in numbers))
     assert_same_bands(cube, xr_ginet.pair(*numbers, scale=1e-4, offset=-0.1))
-    assert cube.attrs == {"source_items": ["S2A"]}
+    stored = {"dtype": "uint16", "scale_factor": 1e-4, "add_offset": -0.1, "nodata": 0}
+    assert cube.attrs == {"source_items": ["S2A"]} | {f"source_{key}": value for key, value in stored.items()}
     gdal_default = [stacked(ds).assign_attrs(scale_factor=1.0, add_offset=0.0) for ds in numbers]
     with pytest.raises(ValueError, match="B02 is uint16: digital numbers, and no attribute scale_factor"):
         xr_ginet.pair(*gdal_default)
