@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -119,3 +120,10 @@ def test_memory_by_hand() -> None:
     assert block_memory(GINetConfig(), 10, 20) == (1656 + 60 + 125) * 200 * 4
     assert block_memory(GINetConfig(), 10, 20, "float64") == (1656 + 60 + 125) * 200 * 8
     assert block_memory(GINetConfig(), 512, 512) == ((1656 + 60) * 512 * 512 + 125 * 65536) * 4
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "examples").glob("*.ipynb")), ids=lambda p: p.stem)
+def test_notebooks_are_stored_without_outputs(path: Path) -> None:
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert cells
+    assert not any(cell["outputs"] or cell["execution_count"] for cell in cells)
