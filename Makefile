@@ -19,7 +19,7 @@ demo: $(VENV)/.done
 	$(BIN)/python examples/demo.py demo
 
 test: $(VENV)/.done
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2
 
 test-slow: $(VENV)/.done
 	$(BIN)/python -m pytest -m slow

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -166,6 +171,62 @@ def test_an_interrupted_run_ends_at_the_same_bits(tmp_path, monkeypatch: pytest.
     assert pieces.rmse == whole.rmse
     assert "rmse" in (tmp_path / "whole" / "log" / "metrics.csv").read_text()
     assert (tmp_path / "whole" / "pictures" / "step_000010.png").exists()
+
+
+TWO_PROCESSES = """
+import sys
+from pathlib import Path
+
+import torch
+from test_fit import simulated_cube
+from xr_ginet.network import GINet, GINetConfig
+from xr_ginet.training.fit import Fitting, FitOptions, fit
+from xr_ginet.training.patches import Patches, PatchOptions
+
+folder, stop = Path(sys.argv[1]), int(sys.argv[2])
+step = Fitting.training_step
+
+def stopping(self, batch, index):
+    if self.global_step == stop:
+        raise InterruptedError
+    return step(self, batch, index)
+
+Fitting.training_step = stopping
+torch.manual_seed(0)
+network = GINet(GINetConfig(n_features=4, n_stages=1, assignment="hard"))
+patches = Patches([simulated_cube(64, 1), simulated_cube(64, 2)], PatchOptions(size=16, buffer=3))
+options = FitOptions(
+    steps=6, warm_up=2, save_every=2, averaging=0.8, learn_clusters=False, devices=2, batch_size=2,
+    accelerator="cpu", threads=1,
+)
+fitted = fit(network, patches, options, folder=folder)
+rank = torch.distributed.get_rank()
+torch.save({"weights": fitted.averaged.state_dict(), "losses": fitted.losses}, folder / f"rank{rank}.pt")
+"""
+
+
+@pytest.mark.slow  # three runs of two processes, each of which imports torch
+def test_two_processes_share_the_data_and_go_on_at_the_same_bits(tmp_path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(TWO_PROCESSES)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+
+    def run(folder: str, stop: int) -> int:
+        command = [sys.executable, str(script), str(tmp_path / folder), str(stop)]
+        return subprocess.run(command, env=environment, capture_output=True, timeout=200, check=False).returncode
+
+    assert run("whole", -1) == 0
+    assert run("pieces", 4) != 0
+    assert run("pieces", -1) == 0
+    whole, pieces = (
+        [torch.load(tmp_path / folder / f"rank{rank}.pt") for rank in (0, 1)] for folder in ("whole", "pieces")
+    )
+    assert whole[0]["losses"] != whole[1]["losses"]  # each process has patches of its own
+    for rank in (0, 1):
+        assert pieces[rank]["losses"] == whole[rank]["losses"][4:]
+        for name, value in whole[0]["weights"].items():
+            assert torch.equal(whole[rank]["weights"][name], value)
+            assert torch.equal(pieces[rank]["weights"][name], value)
 
 
 def test_a_run_with_other_options_is_not_gone_on_with(tmp_path) -> None:

@@ -112,8 +112,12 @@ class Stream(IterableDataset):
 class Fitting(pl.LightningModule):
     """A network being fitted; `averaged` has the exponential average of its weights."""
 
-    def __init__(self, network: GINet, options: FitOptions, *, pictures: Path | None = None) -> None:
+    def __init__(
+        self, network: GINet, options: FitOptions, *, patches: Patches | None = None, pictures: Path | None = None
+    ) -> None:
         super().__init__()
+        self.patches = patches
+        """What the network is fitted to; put where it stood when a run is gone on with."""
         self.network = network.train().requires_grad_(True)
         self.average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(options.averaging))
         self.average.requires_grad_(False)
@@ -197,6 +201,10 @@ class Fitting(pl.LightningModule):
                 f"the run to go on with had {changed}, and {asked} is asked for. Go on with the same options, or name "
                 "another folder"
             )
+        positions = checkpoint["positions"]
+        if self.patches is not None:
+            rank = torch.distributed.get_rank() if _distributed() else 0
+            self.patches.load_state_dict(dict(zip(self.patches.state_dict(), positions[rank], strict=True)))
 
 
 def fit(
@@ -233,18 +241,15 @@ def fit(
     options = options or FitOptions()
     if options.threads:
         torch.set_num_threads(options.threads)
-    module = Fitting(network, options, pictures=folder / "pictures" if folder else None)
+    module = Fitting(network, options, patches=patches, pictures=folder / "pictures" if folder else None)
     resume = folder / "last.ckpt" if folder and (folder / "last.ckpt").exists() else None
-    if resume:
-        positions = torch.load(resume, weights_only=True, map_location="cpu")["positions"]
-        position = positions[torch.distributed.get_rank() if _distributed() else 0]
-        patches.load_state_dict(dict(zip(patches.state_dict(), position, strict=True)))
     with _quiet():
         trainer = pl.Trainer(
             max_steps=options.steps,
             accelerator=options.accelerator,
             devices=options.devices,
-            strategy="ddp" if options.devices > 1 else "auto",
+            # Clusters that are not learned get no gradient, for which plain DDP would wait.
+            strategy="ddp_find_unused_parameters_true" if options.devices > 1 else "auto",
             precision=options.precision,
             logger=_logger(folder, options.log) if folder else False,
             callbacks=[_saver(folder, options.save_every)] if folder else [],
