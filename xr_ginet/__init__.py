@@ -11,6 +11,7 @@ __version__ = version("xr-ginet")
 
 if TYPE_CHECKING:
     from .cog import to_cog
+    from .growing import status
     from .mapping import guide, superresolve
     from .network import GINet, GINetConfig, from_authors, load_checkpoint, save_checkpoint
     from .sentinel2.catalog import open_stac
@@ -31,6 +32,7 @@ _HOMES = {
     "open_stac": "xr_ginet.sentinel2.catalog",
     "pair": "xr_ginet.sentinel2.layouts",
     "save_checkpoint": "xr_ginet.network",
+    "status": "xr_ginet.growing",
     "superresolve": "xr_ginet.mapping",
     "to_cog": "xr_ginet.cog",
     "to_native": "xr_ginet.sentinel2.native",
@@ -50,6 +52,7 @@ __all__ = [
     "open_stac",
     "pair",
     "save_checkpoint",
+    "status",
     "superresolve",
     "to_cog",
     "to_native",

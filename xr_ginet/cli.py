@@ -44,6 +44,9 @@ def superresolve(
     ] = "uint16",
     zarr_format: Annotated[int, typer.Option(help="3 or 2.")] = 3,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing store.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Write date by date, and skip what the store holds completely.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would be done, and stop.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
 ) -> None:
@@ -76,7 +79,12 @@ def superresolve(
             _print_plan(cube, result, store, weights)
             return
         result.ginet.to_zarr(
-            store, mode="w" if overwrite else None, dtype=dtype, zarr_format=zarr_format, progress=not quiet
+            store,
+            mode="w" if overwrite else None,
+            resume=resume,
+            dtype=dtype,
+            zarr_format=zarr_format,
+            progress=not quiet,
         )
         typer.echo(f"wrote {store}: {_sizes(result)}")
 

@@ -14,11 +14,12 @@ import dask
 import numpy as np
 import xarray as xr
 
+from . import growing
 from .sentinel2.bands import BANDS
 from .sentinel2.grids import read_crs
 from .sentinel2.layouts import place
 
-Mode = Literal["w", "w-"]
+Mode = Literal["w", "w-", "a"]
 StoredDtype = Literal["float32", "uint16"]
 
 DIGITAL_NUMBER: dict[str, Any] = {"dtype": "uint16", "scale_factor": 1e-4, "add_offset": -0.1, "_FillValue": 0}
@@ -86,6 +87,7 @@ def to_zarr(
     target: Any,
     *,
     mode: Mode | None = None,
+    resume: bool = False,
     dtype: StoredDtype = "float32",
     like: Literal["input"] | None = None,
     zarr_format: int = 3,
@@ -102,8 +104,13 @@ def to_zarr(
         cube is first rechunked to its largest chunk on each axis.
     target : str, Path or zarr store
         Where to. A store that exists already is left alone unless ``mode="w"``.
-    mode : {"w", "w-"}, optional
+    mode : {"w", "w-", "a"}, optional
         ``"w"`` replaces an existing store, a local one only after the new one is complete; ``"w-"`` and None refuse.
+        ``"a"`` appends the dates that the store does not have, and writes those anew that it has; like ``resume``,
+        date by date.
+    resume : bool
+        Write date by date, each recorded when it is complete, and skip the dates that the store holds completely
+        already: the same call goes on with an interrupted job. See `status`.
     dtype : {"float32", "uint16"}
         ``"uint16"`` stores digital numbers with CF ``scale_factor`` 0.0001 and ``add_offset`` -0.1; reflectance beyond
         -0.0999 and 6.4534 is clipped, missing is 0.
@@ -126,21 +133,30 @@ def to_zarr(
     Raises
     ------
     FileExistsError
-        If the store exists and ``mode`` is not ``"w"``; or if the target is a file, or a folder with other files,
-        whatever the mode.
+        If the store exists, and ``mode`` is neither ``"w"`` nor ``"a"`` and nothing is to be resumed; or if the target
+        is a file, or a folder with other files, whatever the mode.
     ValueError
         If an argument has an unknown value, an attribute cannot be stored, ``like="input"`` and the cube does not tell
-        what it was made from, or the target lies in this process's memory while a cluster computes in others.
+        what it was made from, the target lies in this process's memory while a cluster computes in others, or the
+        store to go on with was made from another grid, other bands, weights, options or (``resume``) dates and items.
     """
-    if mode not in (None, "w", "w-"):
-        raise ValueError(f"mode={mode!r}: must be 'w' to replace a store, or 'w-' to refuse where there is one")
+    if mode not in (None, "w", "w-", "a"):
+        raise ValueError(
+            f"mode={mode!r}: must be 'w' to replace a store, 'a' to append dates, or 'w-' to refuse where there is one"
+        )
+    grows = resume or mode == "a"
+    if grows and (mode == "w" or not compute):
+        raise ValueError(f"mode={mode!r}, resume={resume}, compute={compute}: a store either grows now, or is replaced")
     reflectance = stored_as(ds, dtype, like)
     if zarr_format not in (2, 3):
         raise ValueError(f"zarr_format={zarr_format!r}: must be 2 or 3")
     if progress and not compute:
         raise ValueError("progress=True shows the computation, but compute=False puts it off")
     path = _local_path(target)
-    exists = _check_target(target, path, mode, compute=compute)
+    exists = _check_target(target, path, "w" if grows else mode, compute=compute)
+    if grows:
+        _grow(ds, path or target, exists, mode, resume, reflectance, zarr_format, compression_level, progress)
+        return None
     cube, encoding = _encode(ds, reflectance, zarr_format, compression_level)
     # An existing local store is replaced when the new one is whole: until then it can be read, even by this very cube.
     beside = path.with_name(f"{path.name}.{uuid4().hex}") if path and exists else None
@@ -167,6 +183,40 @@ def to_zarr(
     if path and beside:
         _replace(path, beside)
     return None
+
+
+def _grow(
+    ds: xr.Dataset,
+    target: Any,
+    exists: bool,
+    mode: Mode | None,
+    resume: bool,
+    reflectance: Mapping[str, Any],
+    zarr_format: int,
+    compression_level: int,
+    progress: bool,
+) -> None:
+    """Write a cube date by date: into the room that its store has, or is given."""
+    if mode == "a" and "time" not in ds.dims:
+        raise ValueError("mode='a' appends dates, and the cube has no dimension 'time'. Type ds.expand_dims(time=[…])")
+    dates = ds.chunk(time=1) if "time" in ds.dims else ds
+    cube, encoding = _encode(dates, reflectance, zarr_format, compression_level)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Consolidated metadata")
+        if not exists:
+            # A local store appears when its metadata is whole, so that there is nothing halfway to go on with.
+            beside = target.with_name(f"{target.name}.{uuid4().hex}") if isinstance(target, Path) else target
+            new = growing.recorded(cube)
+            encoding[growing.CHECKSUM] = {"chunks": (1,) * new[growing.CHECKSUM].ndim}
+            new.to_zarr(beside, mode="w-", encoding=encoding, zarr_format=zarr_format, consolidated=True, compute=False)
+            if isinstance(target, Path):
+                beside.rename(target)
+        else:
+            growing.repair(target)
+            growing.check_same(target, cube, encoding, whole=mode != "a")
+            if mode == "a":
+                growing.append(target, cube, keep=resume)
+        growing.fill(target, cube, progress=progress_bar if progress else None)
 
 
 def _local_path(target: Any) -> Path | None:

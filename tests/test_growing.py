@@ -1,0 +1,247 @@
+"""Cubes that grow: interrupted, killed, appended to, overwritten; what is complete is right to the bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from conftest import no_compute, two_grids
+
+import xr_ginet
+from xr_ginet.growing import CHECKSUM
+from xr_ginet.network import Checkpoint
+
+
+@pytest.fixture(scope="module")
+def cube(checkpoint: Checkpoint) -> xr.Dataset:
+    """Return four super-resolved dates, lazy, of ragged chunks."""
+    native = two_grids((20, 14), n_times=4).chunk({"time": 2, "y": 24, "x": 16})
+    return native.assign_attrs(source_items=list("abcd")).ginet.superresolve(weights=checkpoint)
+
+
+@pytest.fixture(scope="module")
+def whole(cube: xr.Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Return the files of a store that was written without interruption."""
+    path = tmp_path_factory.mktemp("whole") / "cube.zarr"
+    cube.ginet.to_zarr(path, resume=True)
+    return files(path)
+
+
+def files(path: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def pixels(content: dict[str, bytes]) -> dict[str, bytes]:
+    """Return the files of bands and records: those of times and metadata tell how a store has grown."""
+    return {name: data for name, data in content.items() if "/c/" in name and not name.startswith("time/")}
+
+
+def failing(cube: xr.Dataset, date: int) -> xr.Dataset:
+    """Return a cube one of whose dates cannot be computed."""
+
+    def fail(block: np.ndarray, block_id: tuple[int, ...]) -> np.ndarray:
+        if block_id[0] == date:
+            raise OSError("the catalogue is gone")
+        return block
+
+    chunked = cube.chunk(time=1)
+    data = da.map_blocks(fail, chunked["B11"].data, dtype="float32", meta=np.empty((0,) * 3, "float32"))
+    return chunked.assign(B11=chunked["B11"].copy(data=data))
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("dtype", ["float32", "uint16"])
+def test_date_by_date_gives_the_same_cube(cube: xr.Dataset, tmp_path: Path, zarr_format: int, dtype: str) -> None:
+    for name, options in (("at_once", {}), ("by_date", {"resume": True})):
+        cube.ginet.to_zarr(tmp_path / name, dtype=dtype, zarr_format=zarr_format, **options)
+    at_once, by_date = (xr.open_zarr(tmp_path / name, decode_coords="all") for name in ("at_once", "by_date"))
+    xr.testing.assert_identical(by_date.drop_vars(CHECKSUM).load(), at_once.load())
+    assert xr_ginet.status(tmp_path / "by_date").values.tolist() == [True] * 4
+    assert xr_ginet.status(tmp_path / "by_date", verify=True).values.tolist() == [True] * 4
+
+
+def test_an_interrupted_job_goes_on_and_ends_at_the_same_bits(cube: xr.Dataset, whole: dict, tmp_path: Path) -> None:
+    path = tmp_path / "cube.zarr"
+    with pytest.raises(OSError, match="the catalogue is gone"):
+        failing(cube, 2).ginet.to_zarr(path, resume=True)
+    assert xr_ginet.status(path, verify=True).values.tolist() == [True, True, False, False]
+    with xr.open_zarr(path) as stored:
+        xr.testing.assert_equal(stored["B11"][:2].load(), cube["B11"][:2].astype("float32").load())
+    with pytest.raises(OSError, match="the catalogue is gone"):
+        failing(cube, 3).ginet.to_zarr(path, resume=True)
+    assert xr_ginet.status(path).values.tolist() == [True, True, True, False]
+    failing(cube, 0).ginet.to_zarr(path, resume=True)  # the first date is not computed again
+    assert files(path) == whole
+    with no_compute_of_pixels():
+        cube.ginet.to_zarr(path, resume=True)
+    assert files(path) == whole
+
+
+class no_compute_of_pixels:
+    """Fail where the network runs."""
+
+    def __enter__(self) -> None:
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr("xr_ginet.mapping.predictor.Predictor.__call__", lambda *_: 1 / 0)
+
+    def __exit__(self, *_: object) -> None:
+        self.patch.undo()
+
+
+def test_a_cube_without_time_resumes_as_a_whole(cube: xr.Dataset, tmp_path: Path) -> None:
+    one = cube.isel(time=0, drop=True)
+    path = tmp_path / "one.zarr"
+    one.ginet.to_zarr(path, resume=True)
+    assert xr_ginet.status(path, verify=True).item() is True
+    xr.testing.assert_equal(xr.open_zarr(path)["B11"].load(), one["B11"].astype("float32").load())
+    with no_compute_of_pixels():
+        one.ginet.to_zarr(path, resume=True)
+
+
+def test_a_date_that_rotted_is_found_by_its_checksum(cube: xr.Dataset, tmp_path: Path) -> None:
+    path = tmp_path / "cube.zarr"
+    cube.ginet.to_zarr(path, resume=True)
+    array = zarr.open_array(path, path="B06", mode="r+")
+    array[1, 3, 5] = array[1, 3, 5] + np.float32(1e-6)
+    assert xr_ginet.status(path).values.tolist() == [True] * 4
+    assert xr_ginet.status(path, verify=True).values.tolist() == [True, False, True, True]
+
+
+def test_dates_are_appended_and_written_anew(cube: xr.Dataset, whole: dict, tmp_path: Path) -> None:
+    path = tmp_path / "cube.zarr"
+    first = cube.isel(time=slice(2)).assign_attrs(source_items=["a", "b"])
+    (first + 0).assign_attrs(first.attrs).ginet.to_zarr(path, mode="a")
+    later = cube.isel(time=slice(1, 4)).assign_attrs(source_items=["b", "c", "d"])
+    changed = later.copy()
+    changed["B02"] = later["B02"] + 0.5
+    changed.ginet.to_zarr(path, mode="a")
+    with xr.open_zarr(path, decode_coords="all") as stored:
+        assert stored.sizes["time"] == 4
+        assert stored.attrs["source_items"] == ["a", "b", "c", "d"]
+        expected = cube["B02"].values + np.array([0, 0.5, 0.5, 0.5])[:, None, None]
+        np.testing.assert_allclose(stored["B02"], expected, rtol=1e-6)
+    with no_compute_of_pixels():
+        later.ginet.to_zarr(path, mode="a", resume=True)  # complete dates stay as they are
+    later.ginet.to_zarr(path, mode="a")
+    assert xr_ginet.status(path, verify=True).values.all()
+    assert pixels(files(path)) == pixels(whole)
+
+
+def test_an_overwritten_date_is_in_doubt_until_it_is_complete(cube: xr.Dataset, tmp_path: Path) -> None:
+    path = tmp_path / "cube.zarr"
+    cube.ginet.to_zarr(path, resume=True)
+    with pytest.raises(OSError, match="the catalogue is gone"):
+        failing(cube, 1).isel(time=slice(1, 3)).ginet.to_zarr(path, mode="a")
+    assert xr_ginet.status(path).values.tolist() == [True, False, False, True]
+
+
+def test_room_that_was_half_made_is_taken_back(cube: xr.Dataset, whole: dict, tmp_path: Path) -> None:
+    path = tmp_path / "cube.zarr"
+    cube.isel(time=slice(3)).ginet.to_zarr(path, mode="a")
+    group = zarr.open_group(path, mode="r+", use_consolidated=False)
+    for name in ("B02", "B05", "time"):
+        group[name].resize((4, *group[name].shape[1:]))
+    cube.isel(time=slice(3)).ginet.to_zarr(path, mode="a", resume=True)
+    assert {group[name].shape[0] for name in ("B02", "B11", "time", CHECKSUM)} == {3}
+    cube.ginet.to_zarr(path, mode="a", resume=True)
+    assert pixels(files(path)) == pixels(whole)
+
+
+def test_what_was_made_differently_is_refused(cube: xr.Dataset, tmp_path: Path) -> None:
+    path = tmp_path / "cube.zarr"
+    cube.isel(time=slice(1, 3)).ginet.to_zarr(path, resume=True)
+    before = files(path)
+    two = cube.isel(time=slice(1, 3))
+    cases = [
+        (two.assign_attrs(ginet_weights_sha256="0"), {"resume": True}, r"ginet_weights_sha256 '.*', now '0'"),
+        (two.assign_attrs(ginet_depth=2), {"mode": "a"}, "ginet_depth 38, now 2"),
+        (two.assign_attrs(source_items=["z"]), {"resume": True}, r"source_items \['a'.*now \['z'\]"),
+        (two.drop_vars("B05"), {"resume": True}, "bands B02, .*B05.*, now"),
+        (two, {"resume": True, "dtype": "uint16"}, "dtype of B02 float32, now uint16"),
+        (two.chunk(x=8), {"mode": "a"}, r"chunks of B02 \(1, 24, 16\), now \(1, 24, 8\)"),
+        (two.assign_coords(x=two["x"] + 10), {"mode": "a"}, r"x 28 from .*, now 28 from"),
+        (two.rio.write_crs(32631), {"mode": "a"}, "crs EPSG:32630, now EPSG:32631"),
+        (cube, {"resume": True}, r"time 2 from .*, now 4 from"),
+        (cube, {"mode": "a"}, "lies before .* Make the store of the whole job at once"),
+        (two.isel(time=0, drop=True), {"mode": "a"}, "mode='a' appends dates, and the cube has no dimension 'time'"),
+    ]
+    for other, options, match in cases:
+        with no_compute_of_pixels(), pytest.raises(ValueError, match=match):
+            other.ginet.to_zarr(path, **options)
+    assert files(path) == before
+    two.ginet.to_zarr(tmp_path / "plain.zarr")
+    for call in (
+        lambda: two.ginet.to_zarr(tmp_path / "plain.zarr", resume=True),
+        lambda: xr_ginet.status(tmp_path / "plain.zarr"),
+    ):
+        with pytest.raises(ValueError, match="has no ginet_checksum: it was not written with resume=True"):
+            call()
+    for options in ({"mode": "w", "resume": True}, {"mode": "a", "compute": False}):
+        with no_compute(), pytest.raises(ValueError, match="either grows now, or is replaced"):
+            two.ginet.to_zarr(tmp_path / "other.zarr", **options)
+
+
+KILLED = """
+import sys
+import dask.array as da, numpy as np, xarray as xr, xr_ginet
+import time
+
+def slow(block):
+    time.sleep(0.05)
+    return block
+
+path, n = sys.argv[1], 6
+data = da.from_array(np.random.default_rng(0).random((n, 32, 48)), chunks=(1, 16, 16)).map_blocks(slow)
+coords = {"time": np.datetime64("2024-05-01", "ns") + np.arange(n) * np.timedelta64(5, "D"),
+          "y": -10.0 * np.arange(32), "x": 10.0 * np.arange(48)}
+cube = xr.Dataset({"B02": (("time", "y", "x"), data), "B05": (("time", "y", "x"), data[::-1])}, coords)
+print("ready", flush=True)
+cube.ginet.to_zarr(path, resume=True)
+"""
+
+
+@pytest.mark.slow  # twenty processes, each killed at another moment
+def test_a_job_killed_at_twenty_moments_ends_at_the_same_bits(tmp_path: Path) -> None:
+    script = tmp_path / "job.py"
+    script.write_text(KILLED)
+
+    def start(name: str) -> subprocess.Popen:
+        return subprocess.Popen([sys.executable, str(script), str(tmp_path / name)], stdout=subprocess.PIPE)
+
+    job = start("whole.zarr")
+    job.stdout.readline()
+    began = time.monotonic()
+    assert job.wait() == 0
+    duration = time.monotonic() - began
+    expected = files(tmp_path / "whole.zarr")
+    rng = np.random.default_rng(0)
+    killed, known = 0, []
+    for moment in rng.uniform(0, duration, 20):
+        path = tmp_path / f"{moment:.6f}.zarr"
+        job = start(path.name)
+        job.stdout.readline()
+        time.sleep(moment)
+        if job.poll() is None:
+            os.kill(job.pid, signal.SIGKILL)
+            killed += 1
+        job.wait()
+        if path.exists():
+            complete = xr_ginet.status(path, verify=True)
+            assert complete.equals(xr_ginet.status(path))
+            known.append(int(complete.sum()))
+            with xr.open_zarr(path) as stored, xr.open_zarr(tmp_path / "whole.zarr") as truth:
+                xr.testing.assert_equal(*(ds["B02"].load()[complete.values] for ds in (stored, truth)))
+        job = start(path.name)
+        assert job.wait() == 0
+        assert files(path) == expected
+    assert killed > 10
+    assert len(set(known)) > 2
