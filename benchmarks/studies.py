@@ -18,9 +18,11 @@ from pathlib import Path
 
 import numpy as np
 from evaluation import LOSSY, TEST, TRAIN, VALIDATION, predict, read_scene, wald_pair
+from numpy.typing import NDArray
 from quality import BORDER, overall, table
+from scipy.ndimage import convolve, uniform_filter
 
-from xr_ginet.network import Checkpoint, load_checkpoint
+from xr_ginet.network import Checkpoint, available_weights, load_checkpoint
 from xr_ginet.training.fit import FitOptions
 from xr_ginet.training.metrics import rmse
 from xr_ginet.training.run import Run, train
@@ -91,12 +93,54 @@ def place_rows(base: Run, folder: Path, scenes: Path) -> Iterable[list[str]]:
             ]
 
 
+def limit_rows(scenes: Path) -> Iterable[list[str]]:
+    """Yield how packaged weights do on the scenes that they were trained on, and on the others."""
+    peers = json.loads((scenes / "peers_rmse.json").read_text())
+    for name in available_weights():
+        checkpoint = load_checkpoint(name)
+        network, degradation = checkpoint.network(), checkpoint.card["degradation"]
+        means = []
+        for group in ([n for n in TRAIN if n not in LOSSY], (*VALIDATION, *TEST)):
+            ratios = []
+            for scene in group:
+                known = peers.get(scene, {}).get(degradation, {})
+                if known:
+                    ms, hs, truth = wald_pair(read_scene(scenes / "scenes", scene), degradation)
+                    ratios.append(overall(rmse(predict(network, ms, hs), truth, border=BORDER)) / min(known.values()))
+            means += [f"{np.mean(ratios):.2f}", str(len(ratios))]
+        yield [name, *means]
+
+
+def noise(image: NDArray) -> NDArray:
+    """Return the standard deviation of the noise of each band: of second differences where the image is smoothest.
+
+    Of a plane with white noise of deviation 1 the mask 1 -2 1 by 1 -2 1 has deviation 6 (Immerkær 1996).
+    """
+    mask = np.outer([1, -2, 1], [1, -2, 1]) / 6
+    found = []
+    for band in image:
+        square = convolve(band, mask)[1:-1, 1:-1] ** 2
+        power = uniform_filter(square, 9)[4:-4:9, 4:-4:9]  # of windows beside one another
+        found.append(np.sqrt(np.sort(power.ravel())[: max(1, power.size // 10)].mean()))
+    return np.array(found)
+
+
+def floor_rows(scenes: Path) -> Iterable[list[str]]:
+    """Yield the noise of each judged scene's truth beside what the packaged weights are wrong by."""
+    names = [name for name in available_weights() if load_checkpoint(name).card["degradation"] == "mtf"]
+    for scene in (*VALIDATION, *TEST):
+        ms, hs, truth = wald_pair(read_scene(scenes / "scenes", scene), "mtf")
+        images = (predict(load_checkpoint(name).network(), ms, hs) for name in names)
+        errors = [overall(rmse(image, truth, border=BORDER)) for image in images]
+        yield [scene, f"{overall(noise(truth)):.1f}", *(f"{e:.1f}" for e in errors)]
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="with scenes/ and peers_rmse.json")
     parser.add_argument("--folder", type=Path, default=Path("build/studies"))
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--only", choices=("clusters", "places"))
+    parser.add_argument("--only", choices=("clusters", "places", "limits"))
     parser.add_argument("--out", type=Path, default=HERE / "studies.md")
     options = parser.parse_args(arguments)
     shipped = Run.from_toml(HERE / "train" / "ginet-xs.toml")
@@ -112,11 +156,11 @@ def main(arguments: list[str] | None = None) -> None:
         f"`python benchmarks/studies.py --steps {options.steps}`: `ginet-xs`, trained shortly, RMSE in digital numbers "
         "under `mtf`. Rows of one table compare with one another, not with longer training.",
     ]
-    if options.only != "places":
+    if options.only in (None, "clusters"):
         rows = list(cluster_rows(base, options.folder, options.data))
         header = ["clusters", *VALIDATION, *TEST, "mean ratio to the first"]
         parts += ["## What learned clusters are worth", table(header, rows)]
-    if options.only != "clusters":
+    if options.only in (None, "places"):
         rows = list(place_rows(base, options.folder, options.data))
         ratios = [float(row[-1]) for row in rows if row[-1] != "-"]
         header = ["scene", "its place left out", "ginet-xs as shipped", "SupReME, told the blur", "ratio, left out"]
@@ -124,6 +168,18 @@ def main(arguments: list[str] | None = None) -> None:
             "## Leave one place out",
             "Each place's scenes are judged by a network that was trained on all other places.",
             table(header, [*rows, ["mean ratio", "", "", "", f"{np.mean(ratios):.2f}" if ratios else "-"]]),
+        ]
+    if options.only in (None, "limits"):
+        shipped = [name for name in available_weights() if load_checkpoint(name).card["degradation"] == "mtf"]
+        parts += [
+            "## What limits the packaged weights",
+            "Mean ratio to the best peer, on scenes that were trained on and on scenes that were not. Where the two "
+            "are close, more data of the same kind would help little, and capacity and time would more.",
+            table(["weights", "trained on", "scenes", "not trained on", "scenes"], limit_rows(options.data)),
+            "The noise in the truth itself, which nothing can foresee, beside the RMSE of the weights: estimated from "
+            "second differences in the smoothest tenth of each scene, where fine texture (forest, snow) counts as "
+            "noise too.",
+            table(["scene", "noise", *shipped], floor_rows(options.data)),
         ]
     options.out.write_text("\n\n".join(parts) + "\n")
     print(options.out.read_text())

@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "network": {"torch", "safetensors", "network"},
     "mapping": STANDARD | {"scipy", "dask", "sentinel2", "mapping", "training", "__init__"},
     "evaluation": STANDARD | {"dask", "mapping", "sentinel2", "training"},
-    "store": STANDARD | {"dask", "sentinel2", "__init__"},
+    "store": STANDARD | {"dask", "sentinel2", "growing"},
     "growing": STANDARD | {"dask", "sentinel2"},
     "cog": STANDARD | {"dask", "sentinel2", "store"},
     "training": STANDARD | {"scipy", "dask", "torch", "network", "sentinel2", "training"},

@@ -23,7 +23,7 @@ from conftest import SHARED, needs_shared
 from numpy.testing import assert_allclose
 
 from xr_ginet.mapping.classical import upsample
-from xr_ginet.network import load_checkpoint
+from xr_ginet.network import available_weights, load_checkpoint
 from xr_ginet.sentinel2.bands import BANDS, BANDS_20M
 from xr_ginet.simulation import simulate
 from xr_ginet.training import degradation
@@ -125,9 +125,17 @@ def test_studies_write_their_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     text = (tmp_path / "studies.md").read_text()
     assert text.count("| soft mixture") == 2
     assert "| ben_T33UUP_20170613_87_48 |" in text
+    assert all(f"| {name} |" in text for name in available_weights())
     learned = {p.stem: load_checkpoint(p).card["data"]["train"] for p in tmp_path.glob("runs/*/*.safetensors")}
     assert learned["without-T33UUP"] == [names[1]]
     assert learned["clusters-3"] == list(names)
+
+
+def test_noise_is_found_beside_edges() -> None:
+    rows, columns = np.indices((180, 180))
+    image = 0.2 + 0.001 * rows + 0.3 * (columns > 90) + 0.1 * ((rows // 30 + columns // 40) % 2)
+    noisy = image + np.array([0.001, 0.004])[:, None, None] * np.random.default_rng(0).standard_normal((2, 180, 180))
+    assert_allclose(studies.noise(noisy), [0.001, 0.004], rtol=0.2)
 
 
 def test_loader_benchmark_writes_its_table(tmp_path: Path) -> None:

@@ -49,11 +49,27 @@ def window_logits(theta: Tensor, phi: Tensor, *, window_size: int, patch_size: i
         dim=1,
     )
     if patch_size > 1:
-        logits = F.avg_pool2d(logits, patch_size, stride=1, padding=patch_size // 2, divisor_override=1)
+        logits = box_sum(logits, patch_size)
         rows, columns = (_inside(n, window_size, like=logits) for n in (height, width))
         grid = logits.unflatten(1, (window_size, window_size))  # (N, W, W, H, W), the same memory
         grid.mul_(rows[:, None, :, None]).mul_(columns[:, None, :])
     return logits
+
+
+def box_sum(planes: Tensor, size: int) -> Tensor:
+    """Return the sum over each pixel's ``size × size`` neighbours, zero outside: ``(…, H, W) -> (…, H, W)``.
+
+    By rows, then by columns: torch's pooling takes three times as long for it.
+    """
+    height, width = planes.shape[-2:]
+    padded = F.pad(planes, (size // 2,) * 4)
+    rows = padded[..., :width] + padded[..., 1 : width + 1]
+    for x in range(2, size):
+        rows += padded[..., x : width + x]
+    total = rows[..., :height, :] + rows[..., 1 : height + 1, :]
+    for y in range(2, size):
+        total += rows[..., y : height + y, :]
+    return total
 
 
 def window_sum(weights: Tensor, values: Tensor, *, window_size: int) -> Tensor:
