@@ -135,7 +135,8 @@ def test_noise_is_found_beside_edges() -> None:
     rows, columns = np.indices((180, 180))
     image = 0.2 + 0.001 * rows + 0.3 * (columns > 90) + 0.1 * ((rows // 30 + columns // 40) % 2)
     noisy = image + np.array([0.001, 0.004])[:, None, None] * np.random.default_rng(0).standard_normal((2, 180, 180))
-    assert_allclose(studies.noise(noisy), [0.001, 0.004], rtol=0.2)
+    found = studies.noise(noisy) / [0.001, 0.004]
+    assert ((found > 0.7) & (found < 1)).all()  # the smoothest windows have a little less than the noise
 
 
 def test_loader_benchmark_writes_its_table(tmp_path: Path) -> None:
