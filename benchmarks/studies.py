@@ -149,7 +149,10 @@ def main(arguments: list[str] | None = None) -> None:
         start=None,
         network=load_checkpoint("ginet-xs").config,
         patches=replace(shipped.patches, fine_gain=None),
-        fit=FitOptions(steps=options.steps, learning_rate=1.5e-3, accelerator="cpu", threads=1),
+        # Averaged over fewer steps than usual, as the runs are short.
+        fit=FitOptions(
+            steps=options.steps, learning_rate=2e-3, warm_up=100, averaging=0.98, accelerator="cpu", threads=1
+        ),
     )
     parts = [
         "# Studies",

@@ -10,9 +10,11 @@ from pathlib import Path
 from types import ModuleType
 
 import attention
+import depths
 import gaps
 import loader
 import numpy as np
+import pipeline
 import pytest
 import quality
 import scenes
@@ -45,6 +47,15 @@ def test_attention_benchmark_writes_its_table(tmp_path: Path) -> None:
     attention.main(["--size", "48", "--runs", "1", "--out", str(tmp_path / "results.md")])
     lines = (tmp_path / "results.md").read_text().splitlines()
     assert [line.split("|")[1].strip() for line in lines[-2:]] == ["attention", "compact network"]
+
+
+@needs_shared
+def test_depths_benchmark_writes_its_table(tmp_path: Path) -> None:
+    command = ["--scenes", str(SHARED / "scenes"), "--size", "96", "--weights", "ginet-xs"]
+    depths.main([*command, "--out", str(tmp_path / "depths.md")])
+    cells = (tmp_path / "depths.md").read_text().splitlines()[-1].split(" | ")
+    assert float(cells[1]) > 1e-3 > 1e-5 > float(cells[5])
+    assert int(cells[11]) == load_checkpoint("ginet-xs").card["depth"]
 
 
 @needs_shared
@@ -129,6 +140,15 @@ def test_studies_write_their_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     learned = {p.stem: load_checkpoint(p).card["data"]["train"] for p in tmp_path.glob("runs/*/*.safetensors")}
     assert learned["without-T33UUP"] == [names[1]]
     assert learned["clusters-3"] == list(names)
+
+
+def test_pipeline_benchmark_writes_its_tables(tmp_path: Path) -> None:
+    command = ["--side", "192", "--chunk", "96", "--dates", "1", "3", "--weights", "ginet-xs"]
+    pipeline.main([*command, "--out", str(tmp_path / "pipeline.md")])
+    lines = [line.split(" | ") for line in (tmp_path / "pipeline.md").read_text().splitlines() if line.startswith("| ")]
+    assert [row[1] for row in lines[2:4]] == ["4", "12"]
+    assert lines[2][5] == lines[3][5]  # tasks per block
+    assert 0 < float(lines[-1][3]) < float(lines[-1][2])
 
 
 def test_noise_is_found_beside_edges() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import pickle
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from conftest import needs_shared, no_compute, random_checkpoint, real_scene, two_grids
+from conftest import SHARED, needs_shared, no_compute, random_checkpoint, real_scene, two_grids
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
@@ -20,7 +21,7 @@ from xr_ginet.mapping.missing import FAR_FILL, fill_missing
 from xr_ginet.mapping.overlap import Window, map_windows, windows
 from xr_ginet.mapping.pipeline import resolve_depth
 from xr_ginet.mapping.predictor import Predictor, _network
-from xr_ginet.network import Checkpoint, GINetConfig
+from xr_ginet.network import Checkpoint, GINetConfig, available_weights, load_checkpoint
 from xr_ginet.sentinel2.bands import BANDS_10M, BANDS_20M
 
 # -- overlap ---------------------------------------------------------------------------------------------------------
@@ -178,8 +179,10 @@ def test_a_depth_below_the_receptive_radius_differs(checkpoint: Checkpoint) -> N
 
 def test_exact_depth_is_the_receptive_radius_and_the_fill(checkpoint: Checkpoint) -> None:
     assert checkpoint.config.receptive_radius == 30
-    assert resolve_depth("exact", checkpoint.config) == 30 + 8
-    assert resolve_depth(16, checkpoint.config) == 16
+    assert resolve_depth("exact", checkpoint) == 30 + 8
+    assert resolve_depth(16, checkpoint) == 16
+    assert resolve_depth("auto", checkpoint) == 30 + 8  # its card tells no depth
+    assert resolve_depth("auto", dataclasses.replace(checkpoint, card={"depth": 11})) == 12 + 8
 
 
 @given(seed=st.integers(0, 10_000), share=st.sampled_from([0.001, 0.05, 0.6]), side=st.integers(1, 20))
@@ -259,6 +262,21 @@ def test_input_is_left_as_it_was(checkpoint: Checkpoint) -> None:
     cube.ginet.superresolve(weights=checkpoint.path)
     xr.testing.assert_identical(cube, before)
     assert cube["B02"].chunksizes == before["B02"].chunksizes
+
+
+@needs_shared
+@pytest.mark.parametrize("name", available_weights())
+def test_auto_depth_shows_no_seam_above_a_tenth_of_a_digital_number(name: str) -> None:
+    with np.load(SHARED / "scenes" / "ucnn_usa.npz") as file:
+        images = [file[key][:, :n, :n].astype("float32") * np.float32(1e-4) for key, n in (("b10", 208), ("b20", 104))]
+    cube = two_grids((104, 104))
+    for bands, image in zip((BANDS_10M, BANDS_20M), images, strict=True):
+        for band, values in zip(bands, image, strict=True):
+            cube[band] = cube[band].copy(data=values)
+    whole = stack(cube.chunk().ginet.superresolve(weights=name, depth="auto"))
+    parts = cube.chunk({"y": 88, "x": 104}).ginet.superresolve(weights=name, depth="auto")
+    assert parts.attrs["ginet_depth"] < resolve_depth("exact", load_checkpoint(name))
+    assert np.abs(stack(parts) - whole).max() < 1e-5
 
 
 def test_guide_is_lazy_and_equals_the_networks(checkpoint: Checkpoint) -> None:
@@ -370,7 +388,7 @@ def test_errors_when_the_graph_is_built(checkpoint: Checkpoint, tmp_path) -> Non
         run(cube.assign(B03=cube["B03"].expand_dims("time")))
     with pytest.raises(ValueError, match=r"some of .* have a time dimension"):
         run(cube.assign({b: cube[b].expand_dims("time") for b in BANDS_10M}))
-    with pytest.raises(ValueError, match="depth=7: must be 'exact' or"):
+    with pytest.raises(ValueError, match="depth=7: must be 'exact', 'auto' or"):
         run(depth=7)
     with pytest.raises(ValueError, match="depth='all'"):
         run(depth="all")

@@ -33,7 +33,7 @@ def superresolve(
     ] = False,
     weights: Annotated[str, typer.Option(help="Packaged checkpoint, or path of a .safetensors file.")] = "default",
     chunks: Annotated[int, typer.Option(help="Pixels per chunk and axis at 10 m.")] = 1024,
-    depth: Annotated[str, typer.Option(help="'exact', or overlap in 10 m pixels.")] = "exact",
+    depth: Annotated[str, typer.Option(help="'exact', 'auto', or overlap in 10 m pixels.")] = "exact",
     device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
     consistency: Annotated[
         Literal["none", "exact"], typer.Option(help="'none', or 'exact': 2 × 2 means equal the 20 m input.")

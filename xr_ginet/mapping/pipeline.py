@@ -82,10 +82,11 @@ def superresolve(
         without training: the detail of ``guide(method="kmeans")`` by back-projection, see `classical`.
     bands : {"20m", "all"}
         ``"all"``: B01 and B09 at 10 m too, from ``y_60m, x_60m``, without training: as with ``weights=None``.
-    depth : "exact" or int
+    depth : "exact", "auto" or int
         Overlap of the blocks in 10 m pixels. ``"exact"`` is what the network can see, so that the result does not
-        depend on the chunks; a smaller even number is faster, and wrong near chunk edges by what the network sees
-        beyond it.
+        depend on the chunks. ``"auto"`` is faster: with the packaged weights the result depends on them by less than
+        1e-5, a tenth of a digital number, measured on real scenes (``benchmarks/depths.md``); weights whose card tells
+        no depth get the exact one. An even number is wrong near chunk edges by what the network sees beyond it.
     device : str
         A torch device, or ``"auto"``: CUDA where the graph is built with it, else the CPU.
     precision : {"float32", "float64"}
@@ -136,7 +137,7 @@ def superresolve(
     predictor = Predictor.of(
         checkpoint, device=device, precision=precision, consistency=consistency, self_ensemble=self_ensemble
     )
-    pixels = resolve_depth(depth, checkpoint.config)
+    pixels = resolve_depth(depth, checkpoint)
     provenance = {
         "ginet_weights": checkpoint.name,
         "ginet_weights_sha256": checkpoint.sha256,
@@ -333,17 +334,19 @@ def resolve_weights(weights: str | Path | Checkpoint) -> Checkpoint:
     return weights if isinstance(weights, Checkpoint) else load_checkpoint(weights)
 
 
-def resolve_depth(depth: int | str, config: GINetConfig) -> int:
+def resolve_depth(depth: int | str, checkpoint: Checkpoint) -> int:
     """Return the overlap in fine pixels.
 
-    ``"exact"`` is the receptive radius and the radius from which missing pixels are filled, rounded up to whole
-    coarse pixels.
+    ``"exact"`` is the receptive radius, ``"auto"`` the depth that the card tells, and both have the radius on top from
+    which missing pixels are filled, rounded up to whole coarse pixels.
     """
-    if depth == "exact":
-        return -(-config.receptive_radius // config.factor) * config.factor + FILL_RADIUS * config.factor
+    config = checkpoint.config
+    if depth in ("exact", "auto"):
+        radius = checkpoint.card.get("depth", config.receptive_radius) if depth == "auto" else config.receptive_radius
+        return -(-int(radius) // config.factor) * config.factor + FILL_RADIUS * config.factor
     if isinstance(depth, bool) or not isinstance(depth, int | np.integer) or depth < 0 or depth % config.factor:
         raise ValueError(
-            f"depth={depth!r}: must be 'exact' or a number of 10 m pixels that is a multiple of {config.factor}"
+            f"depth={depth!r}: must be 'exact', 'auto' or a number of 10 m pixels that is a multiple of {config.factor}"
         )
     return int(depth)
 
