@@ -190,6 +190,24 @@ def test_what_was_made_differently_is_refused(cube: xr.Dataset, tmp_path: Path) 
             two.ginet.to_zarr(tmp_path / "other.zarr", **options)
 
 
+def test_a_second_job_on_one_store_is_refused(cube: xr.Dataset, tmp_path: Path) -> None:
+    two = cube.isel(time=slice(2))
+    path = tmp_path / "cube.zarr"
+    seen = []
+
+    def second(block: np.ndarray) -> np.ndarray:
+        if not seen:  # while the first job is writing
+            with pytest.raises(RuntimeError, match=r"another job is writing .*cube.zarr"):
+                two.ginet.to_zarr(path, resume=True)
+            seen.append(True)
+        return block
+
+    data = da.map_blocks(second, two["B02"].data, dtype="float32", meta=np.empty((0,) * 3, "float32"))
+    two.assign(B02=two["B02"].copy(data=data)).ginet.to_zarr(path, resume=True)
+    assert seen
+    two.ginet.to_zarr(path, mode="a")
+
+
 KILLED = """
 import sys
 import dask.array as da, numpy as np, xarray as xr, xr_ginet

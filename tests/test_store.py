@@ -85,7 +85,7 @@ def test_writing_can_be_put_off_and_watched(cube: xr.Dataset, tmp_path, capsys) 
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"mode": "a"}, "mode='a': must be 'w'"),
+        ({"mode": "r"}, "mode='r': must be 'w'"),
         ({"dtype": "int8"}, "dtype='int8': must be 'float32' or 'uint16'"),
         ({"zarr_format": 4}, "zarr_format=4: must be 2 or 3"),
         ({"progress": True, "compute": False}, "compute=False puts it off"),

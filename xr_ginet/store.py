@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
@@ -139,6 +140,8 @@ def to_zarr(
         If an argument has an unknown value, an attribute cannot be stored, ``like="input"`` and the cube does not tell
         what it was made from, the target lies in this process's memory while a cluster computes in others, or the
         store to go on with was made from another grid, other bands, weights, options or (``resume``) dates and items.
+    RuntimeError
+        If another job on this machine grows the same local store.
     """
     if mode not in (None, "w", "w-", "a"):
         raise ValueError(
@@ -155,7 +158,7 @@ def to_zarr(
     path = _local_path(target)
     exists = _check_target(target, path, "w" if grows else mode, compute=compute)
     if grows:
-        _grow(ds, path or target, exists, mode, resume, reflectance, zarr_format, compression_level, progress)
+        _grow(ds, path or target, mode, resume, reflectance, zarr_format, compression_level, progress)
         return None
     cube, encoding = _encode(ds, reflectance, zarr_format, compression_level)
     # An existing local store is replaced when the new one is whole: until then it can be read, even by this very cube.
@@ -188,7 +191,6 @@ def to_zarr(
 def _grow(
     ds: xr.Dataset,
     target: Any,
-    exists: bool,
     mode: Mode | None,
     resume: bool,
     reflectance: Mapping[str, Any],
@@ -201,9 +203,9 @@ def _grow(
         raise ValueError("mode='a' appends dates, and the cube has no dimension 'time'. Type ds.expand_dims(time=[…])")
     dates = ds.chunk(time=1) if "time" in ds.dims else ds
     cube, encoding = _encode(dates, reflectance, zarr_format, compression_level)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _sole_writer(target):
         warnings.filterwarnings("ignore", message="Consolidated metadata")
-        if not exists:
+        if not _exists(str(target) if isinstance(target, Path) else target):
             # A local store appears when its metadata is whole, so that there is nothing halfway to go on with.
             beside = target.with_name(f"{target.name}.{uuid4().hex}") if isinstance(target, Path) else target
             new = growing.recorded(cube)
@@ -217,6 +219,27 @@ def _grow(
             if mode == "a":
                 growing.append(target, cube, keep=resume)
         growing.fill(target, cube, progress=progress_bar if progress else None)
+
+
+@contextmanager
+def _sole_writer(target: Any) -> Iterator[None]:
+    """Refuse where another job grows the same local store; the system frees the lock of a job that was killed."""
+    if not isinstance(target, Path):
+        yield
+        return
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(target.with_name(f"{target.name}.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise RuntimeError(
+            f"another job is writing {target}: two would write the same chunks. Wait for it, or stop it"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _local_path(target: Any) -> Path | None:

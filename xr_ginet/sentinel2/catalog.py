@@ -426,11 +426,22 @@ def _provenance(scenes: Sequence[Scene], catalog: Any, collection: str) -> dict[
     url = catalog.get_self_href() if hasattr(catalog, "search") else catalog
     source: dict[str, Any] = {}
     if isinstance(url, str):
-        parts = urlsplit(url)
-        source["source_catalog"] = urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+        source["source_catalog"] = public_url(url)
         source["source_collection"] = collection
     stored = convention(asset.radiometry for s in scenes for name, asset in s.bands.items() if name != SCL)
     return source | stored | {"source_items": [scene.id for scene in scenes], "radiometry": "; ".join(decided)}
+
+
+def public_url(url: str) -> str:
+    """Return a URL without what may be secret in it: user, password, query.
+
+    Examples
+    --------
+    >>> public_url("https://me:secret@stac.example:8080/v1?sig=abc#x")
+    'https://stac.example:8080/v1'
+    """
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def _as_item(item: Any) -> Any:

@@ -36,6 +36,7 @@ import xarray as xr
 
 from ..network import Checkpoint, GINet, GINetConfig, load_checkpoint, save_checkpoint
 from ..sentinel2.bands import BANDS_10M, BANDS_20M
+from ..sentinel2.catalog import public_url
 from .fit import FitOptions, fit
 from .objective import start_from_clusters, start_near_bicubic
 from .patches import Patches, PatchOptions
@@ -199,6 +200,6 @@ def _plain(options: PatchOptions) -> PatchOptions:
 def _names(entries: tuple[Table, ...]) -> list[str]:
     """Return what cubes are called, without the folders of this machine."""
     return [
-        Path(entry["path"]).stem if "path" in entry else f"{entry['catalog'].split('?')[0]} {entry.get('bbox', '')}"
+        Path(entry["path"]).stem if "path" in entry else f"{public_url(entry['catalog'])} {entry.get('bbox', '')}"
         for entry in entries
     ]
