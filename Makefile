@@ -31,6 +31,10 @@ check: $(VENV)/.done
 
 bench: $(VENV)/.done
 	$(BIN)/python benchmarks/attention.py
+	$(BIN)/python benchmarks/gaps.py
+	$(BIN)/python benchmarks/depths.py
+	$(BIN)/python benchmarks/pipeline.py
+	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/quality.py --adapt
 
 clean:

@@ -7,7 +7,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from uuid import uuid4
 
 import dask.array as da
 import numpy as np
@@ -206,6 +209,22 @@ def test_a_second_job_on_one_store_is_refused(cube: xr.Dataset, tmp_path: Path) 
     two.assign(B02=two["B02"].copy(data=data)).ginet.to_zarr(path, resume=True)
     assert seen
     two.ginet.to_zarr(path, mode="a")
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize(
+    "target", [zarr.storage.MemoryStore, lambda: f"memory://{uuid4().hex}.zarr"], ids=["store", "url"]
+)
+def test_cubes_grow_in_any_store(target: Callable[[], Any], zarr_format: int) -> None:
+    times = np.datetime64("2024-05-01", "ns") + np.arange(3) * np.timedelta64(5, "D")
+    coords = {"time": times, "y": -10.0 * np.arange(20), "x": 10.0 * np.arange(30)}
+    values = np.random.default_rng(0).random((3, 20, 30), "float32")
+    cube = xr.Dataset({"B02": (("time", "y", "x"), values)}, coords).chunk(x=16)
+    place = target()
+    cube.isel(time=slice(2)).ginet.to_zarr(place, mode="a", zarr_format=zarr_format)
+    cube.ginet.to_zarr(place, mode="a", resume=True, zarr_format=zarr_format)
+    assert xr_ginet.status(place, verify=True).values.tolist() == [True] * 3
+    np.testing.assert_array_equal(xr.open_zarr(place)["B02"], values)
 
 
 KILLED = """
