@@ -420,6 +420,29 @@ def test_a_url_in_provenance_holds_no_secret(tmp_path) -> None:
     assert "secret" not in str(cube.attrs)
 
 
+@pytest.mark.parametrize(
+    "href", ["/etc/passwd", "file:///etc/passwd", "/vsicurl/http://x.example/B05.tif", "vrt:///etc/passwd"]
+)
+def test_a_catalogue_does_not_choose_which_files_of_this_machine_are_read(tmp_path, href: str) -> None:
+    item = write_item(tmp_path / "data", "a", 1)[0]
+    local = item["assets"]["rededge1"]["href"]
+    item["assets"]["rededge1"]["href"] = href
+    item["links"] = [{"rel": "self", "href": "/items/a.json"}]
+    with serve([item], tmp_path / "data") as url:
+        with pytest.raises(ValueError, match=r"asset 'rededge1': .* is no remote address \(http, .*local_files=True"):
+            xr_ginet.open_stac(url)
+        fine = xr_ginet.open_stac(url, bands=BANDS_10M)  # what is not read does not matter
+        with pytest.raises(ValueError, match="is no remote address"):
+            complete(fine, url)
+    item["assets"]["rededge1"]["href"] = local
+    (tmp_path / "elsewhere").mkdir()
+    with serve([item], tmp_path / "elsewhere") as url:  # so that the item goes on naming a file
+        with pytest.raises(ValueError, match="is no remote address"):
+            xr_ginet.open_stac(url)
+        trusted = xr_ginet.open_stac(url, local_files=True)
+    xr.testing.assert_equal(trusted, xr_ginet.open_stac([item]))
+
+
 def test_completing_refuses(tmp_path, checkpoint: Checkpoint) -> None:
     items = [write_item(tmp_path, "item", 1)[0]]
     fine = xr_ginet.open_stac(items)[list(BANDS_10M)]

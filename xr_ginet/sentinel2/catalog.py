@@ -52,6 +52,7 @@ def open_stac(
     sign: Callable[[Any], Any] | None = None,
     offset: float | Literal["auto"] = "auto",
     bands: Sequence[str] = (*BANDS_10M, *BANDS_20M),
+    local_files: bool = False,
 ) -> xr.Dataset:
     """Return a lazy two-grid cube of reflectance from a STAC catalogue.
 
@@ -84,6 +85,8 @@ def open_stac(
     bands : sequence of str
         What to load: ESA names of bands, and ``"SCL"`` for the scene classification. With B01 or B09 the cube is
         snapped outwards to whole 60 m pixels.
+    local_files : bool
+        Whether items that were searched for may name files of this machine. Items that are given may.
 
     Returns
     -------
@@ -95,7 +98,7 @@ def open_stac(
     ------
     ValueError
         If nothing is found, an item lacks a band at its native resolution, items lie in several CRS and none was asked
-        for, or an item's radiometry or grid cannot be told.
+        for, an item's radiometry or grid cannot be told, or a searched catalogue names files of this machine.
 
     Notes
     -----
@@ -123,7 +126,7 @@ def open_stac(
     )
     if groupby not in ("solar_day", None):
         raise ValueError(f"groupby={groupby!r}: must be 'solar_day' or None")
-    scenes = latest_versions(_read_items(items, bands, offset))
+    scenes = latest_versions(_read_items(items, bands, offset, remote_only=_is_searched(catalog) and not local_files))
     epsg = _common_epsg(scenes, crs)
     by_day = groupby == "solar_day"
     scenes.sort(key=lambda s: (s.solar_day if by_day else "", by_day and not s.is_native(epsg), s.datetime, s.id))
@@ -189,7 +192,7 @@ def complete(
     times = np.atleast_1d(ds["time"].values).astype("datetime64[us]")
     days = [_day(time, (bounds[0] + bounds[2]) / 2) for time in times]
     first, last = (np.datetime64(day(days), "D") for day in (min, max))
-    searched = not isinstance(catalog, Sequence) or isinstance(catalog, str)
+    searched = _is_searched(catalog)
     items = find_items(
         catalog,
         collection=collection,
@@ -197,7 +200,7 @@ def complete(
         datetime=f"{first - 1}T00:00:00Z/{last + 1}T23:59:59Z" if searched else None,
         sign=sign,
     )
-    scenes = latest_versions(_read_items(items, missing, offset))
+    scenes = latest_versions(_read_items(items, missing, offset, remote_only=searched))
     # Items of a neighbouring UTM zone show the same ground, but would have to be resampled.
     scenes = [scene for scene in scenes if scene.solar_day in days and scene.is_native(epsg)]
     scenes = _over_ground(sorted(scenes, key=lambda s: (s.datetime, s.id)), grid, epsg)
@@ -289,12 +292,19 @@ def find_items(
     return [dict(item) if isinstance(item, Mapping) else item.to_dict(transform_hrefs=False) for item in items]
 
 
+def _is_searched(catalog: Catalog) -> bool:
+    """Return whether items come from whoever answers a search, and not from the caller."""
+    return isinstance(catalog, str) or hasattr(catalog, "search")
+
+
 def _read_items(
-    items: Sequence[Mapping[str, Any]], bands: Sequence[str], offset: float | Literal["auto"]
+    items: Sequence[Mapping[str, Any]], bands: Sequence[str], offset: float | Literal["auto"], *, remote_only: bool
 ) -> list[Scene]:
     """Return what each item says, at once for several: some stores have to be asked over the network."""
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(lambda item: read_item(item, bands, offset=offset, look=look), items))
+        return list(
+            pool.map(lambda item: read_item(item, bands, offset=offset, look=look, remote_only=remote_only), items)
+        )
 
 
 def cube_grid(

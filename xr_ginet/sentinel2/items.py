@@ -22,6 +22,9 @@ RASTERS = ("image/tiff", "image/jp2", "image/vnd.stac.geotiff")
 ZARR = ("application/vnd+zarr", "application/vnd.zarr")
 """Media types, as they begin."""
 
+REMOTE = ("http", "https", "s3", "gs", "gcs", "az", "abfs")
+"""Schemes of addresses that are not on this machine."""
+
 
 @dataclass(frozen=True)
 class BandAsset:
@@ -84,6 +87,7 @@ def read_item(
     *,
     offset: float | Literal["auto"] = "auto",
     look: Callable[[str], Mapping[str, Any]] | None = None,
+    remote_only: bool = False,
 ) -> Scene:
     """Return what reading a STAC item takes: the asset of each band at its native resolution, grid and radiometry.
 
@@ -98,16 +102,25 @@ def read_item(
     look : callable, optional
         Returns in the words of STAC what the Zarr array at a URL says of itself, such as `reader.look`. Called only
         where the item does not tell a Zarr asset's grid or its type.
+    remote_only : bool
+        Refuse assets that are no remote address: GDAL would open any file of this machine, and ``/vsi…`` whatever GDAL
+        can be made to do.
 
     Raises
     ------
     ValueError
-        If a band has no asset at its native resolution, or an asset does not tell its CRS, grid and radiometry.
+        If a band has no asset at its native resolution, or an asset does not tell its CRS, grid and radiometry, or
+        is refused.
     """
     found = {}
     for name in bands:
         key, asset = _find_asset(item, name)
         href, is_zarr = _href(item, key, asset), _is_zarr(asset)
+        if remote_only and urlsplit(href).scheme not in REMOTE:
+            raise ValueError(
+                f"item {item['id']}, asset {key!r}: {href} is no remote address ({', '.join(REMOTE)}), and a catalogue "
+                "must not choose which files of this machine are read. If it is yours, type local_files=True"
+            )
         if is_zarr and _is_vague(item, key, asset):
             asset = {**asset, **_look(item, key, href, look)}
         found[name] = BandAsset(
