@@ -73,11 +73,11 @@ def cluster_rows(base: Run, folder: Path, scenes: Path) -> Iterable[list[str]]:
         yield [label, *(f"{value:.1f}" for value in found), f"{ratio:.3f}"]
 
 
-def place_rows(base: Run, folder: Path, scenes: Path) -> Iterable[list[str]]:
+def place_rows(base: Run, folder: Path, scenes: Path, places: Sequence[str]) -> Iterable[list[str]]:
     peers = json.loads((scenes / "peers_rmse.json").read_text())
     known = [name for name in (*TRAIN, *VALIDATION) if name not in LOSSY]
     clusters = next(iter(CLUSTERS.values()))
-    for place in PLACES:
+    for place in places:
         held = [name for name in known if place in name]
         others = [name for name in (*TRAIN, *VALIDATION) if name not in held]
         found = errors(trained(base, folder, f"without-{place}", others, clusters), scenes, held)
@@ -141,6 +141,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/studies"))
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--only", choices=("clusters", "places", "limits"))
+    parser.add_argument("--places", nargs="*", default=PLACES, help="to leave out, one after the other")
     parser.add_argument("--out", type=Path, default=HERE / "studies.md")
     options = parser.parse_args(arguments)
     shipped = Run.from_toml(HERE / "train" / "ginet-xs.toml")
@@ -164,7 +165,7 @@ def main(arguments: list[str] | None = None) -> None:
         header = ["clusters", *VALIDATION, *TEST, "mean ratio to the first"]
         parts += ["## What learned clusters are worth", table(header, rows)]
     if options.only in (None, "places"):
-        rows = list(place_rows(base, options.folder, options.data))
+        rows = list(place_rows(base, options.folder, options.data, options.places))
         ratios = [float(row[-1]) for row in rows if row[-1] != "-"]
         header = ["scene", "its place left out", "ginet-xs as shipped", "SupReME, told the blur", "ratio, left out"]
         parts += [

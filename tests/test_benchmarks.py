@@ -128,10 +128,9 @@ def test_studies_write_their_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("TRAIN", names),
         ("VALIDATION", ()),
         ("TEST", names[:1]),
-        ("PLACES", ["T33UUP"]),
     ):
         monkeypatch.setattr(studies, name, value)
-    command = ["--data", str(SHARED), "--folder", str(tmp_path / "runs"), "--steps", "1"]
+    command = ["--data", str(SHARED), "--folder", str(tmp_path / "runs"), "--steps", "1", "--places", "T33UUP"]
     studies.main(command)
     text = (tmp_path / "studies.md").read_text()
     assert text.count("| soft mixture") == 2

@@ -346,7 +346,9 @@ def adapt(
     steps, batch_size, learning_rate
         With patches of 48 pixels a step of the packaged ``ginet-s`` takes about a second of one core.
     options : PatchOptions, optional
-        Patches; without them the degradation is the one that the weights were trained for.
+        Patches; without them the degradation is the one that the weights were trained for. For ``mtf``, adapting has
+        made every scene better, for ``box`` worse (``benchmarks/quality.md``): block means of block means are blurred
+        otherwise than block means.
     progress : bool
         Show a progress bar.
 
