@@ -19,7 +19,7 @@ demo: $(VENV)/.done
 	$(BIN)/python examples/demo.py demo
 
 test: $(VENV)/.done
-	$(BIN)/python -m pytest -m "not slow" -n 2
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal
 
 test-slow: $(VENV)/.done
 	$(BIN)/python -m pytest -m slow
