@@ -8,6 +8,7 @@ are not oversubscribed.
 
 from __future__ import annotations
 
+import ctypes
 import operator
 import threading
 from collections.abc import Callable
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 Consistency = Literal["none", "exact"]
 Precision = Literal["float32", "float64"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "float64")
+
+MALLOPT = {-4: 0, -1: 2**31 - 1, -2: 2**26}
+"""M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD of glibc: no mappings, and a heap that does not shrink by itself."""
 
 _one_block_at_a_time = threading.Lock()
 
@@ -151,10 +155,12 @@ class Predictor:
         lead = blocks[0].shape[:-3]
         with _one_block_at_a_time, torch.inference_mode():
             network = _network(self.path, self.sha256, self.device, self.precision)
+            give_back = _heap()
             results = [
                 function(network, *(self._tensor(block[position]) for block in blocks))[0].cpu().numpy()
                 for position in np.ndindex(lead)
             ]
+            give_back()
         return np.stack(results).reshape(*lead, *results[0].shape)
 
     def _tensor(self, image: NDArray) -> torch.Tensor:
@@ -188,6 +194,23 @@ def block_memory(config: GINetConfig, height: int, width: int, precision: Precis
         12 * (config.n_features + 10) + 10 * len(config.bands)
     ) * height * width + 5 * config.window_size**2 * strip
     return planes * np.dtype(precision).itemsize
+
+
+@lru_cache(maxsize=1)
+def _heap() -> Callable[[], object]:
+    """Let large tensors come from the heap, and return the function that gives its free pages back to the system.
+
+    By default glibc maps each of them anew, and the kernel zeroes it page by page: on blocks of 560² pixels that took
+    as long as the network's arithmetic. Elsewhere than with glibc nothing is done.
+    """
+    try:
+        libc = ctypes.CDLL(None)
+        for parameter, value in MALLOPT.items():
+            libc.mallopt(parameter, value)
+        trim = libc.malloc_trim
+    except (OSError, TypeError, AttributeError):
+        return lambda: None
+    return lambda: trim(0)
 
 
 @lru_cache(maxsize=4)
