@@ -155,9 +155,10 @@ def main(arguments: list[str] | None = None) -> None:
             steps=options.steps, learning_rate=2e-3, warm_up=100, averaging=0.98, accelerator="cpu", threads=1
         ),
     )
+    some = f" --places {' '.join(options.places)}" if options.places != PLACES else ""
     parts = [
         "# Studies",
-        f"`python benchmarks/studies.py --steps {options.steps}`: `ginet-xs`, trained shortly, RMSE in digital numbers "
+        f"`python benchmarks/studies.py --steps {options.steps}{some}`: `ginet-xs`, trained shortly, RMSE in digital numbers "
         "under `mtf`. Rows of one table compare with one another, not with longer training.",
     ]
     if options.only in (None, "clusters"):
