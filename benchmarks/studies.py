@@ -158,8 +158,8 @@ def main(arguments: list[str] | None = None) -> None:
     some = f" --places {' '.join(options.places)}" if options.places != PLACES else ""
     parts = [
         "# Studies",
-        f"`python benchmarks/studies.py --steps {options.steps}{some}`: `ginet-xs`, trained shortly, RMSE in digital numbers "
-        "under `mtf`. Rows of one table compare with one another, not with longer training.",
+        f"`python benchmarks/studies.py --steps {options.steps}{some}`: `ginet-xs`, trained shortly, RMSE in digital "
+        "numbers under `mtf`. Rows of one table compare with one another, not with longer training.",
     ]
     if options.only in (None, "clusters"):
         rows = list(cluster_rows(base, options.folder, options.data))
