@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import xarray as xr
 from conftest import needs_shared, no_compute, real_scene
 from local_stac import serve
@@ -181,6 +182,35 @@ def test_cli_exit_codes(item_file: Path, tmp_path: Path, checkpoint: Checkpoint)
     (tmp_path / "broken.json").write_text(json.dumps(broken))
     output = run("superresolve", tmp_path / "broken.json", tmp_path / "b.zarr", "--quiet", code=1)
     assert str(tmp_path / "B02.tif") in output  # resolved against the item file
+
+
+def test_cli_goes_on_with_a_store_of_the_same_kind(item_file: Path, tmp_path: Path, checkpoint: Checkpoint) -> None:
+    store = tmp_path / "c.zarr"
+    common = ("superresolve", item_file, store, "--weights", checkpoint.path, "--quiet", "--resume")
+    run(*common)
+    assert xr_ginet.status(store, verify=True).all()
+    run(*common)
+    assert "was made differently: ginet_depth" in run(*common, "--depth", "4", code=1)
+    assert "either grows now, or is replaced" in run(*common, "--overwrite", code=1)
+
+
+def test_cli_masks_clouds(item_file: Path, tmp_path: Path, checkpoint: Checkpoint) -> None:
+    common = ("--weights", checkpoint.path, "--quiet", "--mask-clouds")
+    assert "no asset with SCL" in run("superresolve", item_file, tmp_path / "a.zarr", *common, code=1)
+    item = json.loads(item_file.read_text())
+    asset = item["assets"]["rededge1"]
+    classes = np.full(asset["proj:shape"], 4, "uint8")
+    classes[10:20, 5:9] = 9
+    path = item_file.parent / "scl.tif"
+    height, width = classes.shape
+    place = {"crs": f"EPSG:{item['properties']['proj:epsg']}", "transform": rasterio.Affine(*asset["proj:transform"])}
+    with rasterio.open(path, "w", "GTiff", width, height, 1, dtype="uint8", nodata=0, **place) as file:
+        file.write(classes, 1)
+    item["assets"]["scl"] = asset | {"href": str(path), "eo:bands": [], "raster:bands": []}
+    (tmp_path / "item.json").write_text(json.dumps(item))
+    run("superresolve", tmp_path / "item.json", tmp_path / "b.zarr", *common)
+    missing = xr.open_zarr(tmp_path / "b.zarr")["B11"].isel(time=0).isnull().values
+    assert (missing == (classes == 9).repeat(2, 0).repeat(2, 1)).all()
 
 
 def test_cli_writes_to_a_url(item_file: Path, checkpoint: Checkpoint) -> None:

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -84,20 +85,17 @@ def test_an_interrupted_job_goes_on_and_ends_at_the_same_bits(cube: xr.Dataset, 
     assert xr_ginet.status(path).values.tolist() == [True, True, True, False]
     failing(cube, 0).ginet.to_zarr(path, resume=True)  # the first date is not computed again
     assert files(path) == whole
-    with no_compute_of_pixels():
+    with no_network():
         cube.ginet.to_zarr(path, resume=True)
     assert files(path) == whole
 
 
-class no_compute_of_pixels:
+@contextmanager
+def no_network() -> Iterator[None]:
     """Fail where the network runs."""
-
-    def __enter__(self) -> None:
-        self.patch = pytest.MonkeyPatch()
-        self.patch.setattr("xr_ginet.mapping.predictor.Predictor.__call__", lambda *_: 1 / 0)
-
-    def __exit__(self, *_: object) -> None:
-        self.patch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("xr_ginet.mapping.predictor.Predictor.__call__", lambda *_: 1 / 0)
+        yield
 
 
 def test_a_cube_without_time_resumes_as_a_whole(cube: xr.Dataset, tmp_path: Path) -> None:
@@ -106,8 +104,22 @@ def test_a_cube_without_time_resumes_as_a_whole(cube: xr.Dataset, tmp_path: Path
     one.ginet.to_zarr(path, resume=True)
     assert xr_ginet.status(path, verify=True).item() is True
     xr.testing.assert_equal(xr.open_zarr(path)["B11"].load(), one["B11"].astype("float32").load())
-    with no_compute_of_pixels():
+    with no_network():
         one.ginet.to_zarr(path, resume=True)
+
+
+def test_what_belongs_to_no_date_is_written_too(tmp_path: Path) -> None:
+    times = np.datetime64("2024-05-01", "ns") + np.arange(2) * np.timedelta64(5, "D")
+    coords = {"time": times, "y": -10.0 * np.arange(4), "x": 10.0 * np.arange(6)}
+    rng = np.random.default_rng(0)
+    lazy = {name: da.from_array(rng.random((2, 4, 6)[-n:]), chunks=2) for name, n in (("B02", 3), ("height", 2))}
+    cube = xr.Dataset({"B02": (("time", "y", "x"), lazy["B02"]), "height": (("y", "x"), lazy["height"])}, coords)
+    cube = cube.assign_coords(sun=(("time", "y", "x"), lazy["B02"] * 90))
+    cube.ginet.to_zarr(tmp_path / "cube.zarr", resume=True)
+    stored = xr.open_zarr(tmp_path / "cube.zarr")
+    for name, atol in (("B02", 1e-7), ("height", 1e-7), ("sun", 1e-5)):
+        np.testing.assert_allclose(stored[name], cube[name], rtol=0, atol=atol)
+    assert xr_ginet.status(tmp_path / "cube.zarr", verify=True).all()
 
 
 def test_a_date_that_rotted_is_found_by_its_checksum(cube: xr.Dataset, tmp_path: Path) -> None:
@@ -132,7 +144,7 @@ def test_dates_are_appended_and_written_anew(cube: xr.Dataset, whole: dict, tmp_
         assert stored.attrs["source_items"] == ["a", "b", "c", "d"]
         expected = cube["B02"].values + np.array([0, 0.5, 0.5, 0.5])[:, None, None]
         np.testing.assert_allclose(stored["B02"], expected, rtol=1e-6)
-    with no_compute_of_pixels():
+    with no_network():
         later.ginet.to_zarr(path, mode="a", resume=True)  # complete dates stay as they are
     later.ginet.to_zarr(path, mode="a")
     assert xr_ginet.status(path, verify=True).values.all()
@@ -178,7 +190,7 @@ def test_what_was_made_differently_is_refused(cube: xr.Dataset, tmp_path: Path) 
         (two.isel(time=0, drop=True), {"mode": "a"}, "mode='a' appends dates, and the cube has no dimension 'time'"),
     ]
     for other, options, match in cases:
-        with no_compute_of_pixels(), pytest.raises(ValueError, match=match):
+        with no_network(), pytest.raises(ValueError, match=match):
             other.ginet.to_zarr(path, **options)
     assert files(path) == before
     two.ginet.to_zarr(tmp_path / "plain.zarr")

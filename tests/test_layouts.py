@@ -143,18 +143,18 @@ def test_stacks_that_cannot_be_told_apart_are_refused() -> None:
 
 
 def test_what_xarray_decoded_is_not_scaled_again_and_its_missing_pixels_are_missing() -> None:
-    numbers = np.array([[0, 1], [1000, 3000]], "uint16")
+    numbers = np.array([[0, 1], [1000, 3000], [65534, 65535]], "uint16")
     raw = xr.DataArray(numbers, dims=("y", "x"), name="B02", attrs={"scale_factor": 1e-4, "add_offset": -0.1})
     raw.attrs["fill_value"] = 0
     decoded = xr.decode_cf(xr.Dataset({"B02": raw}))["B02"]
     assert decoded.values[0, 0] == -0.1  # the negative control: xarray does not know fill_value
-    expected = np.array([[np.nan, -0.0999], [0, 0.2]])
+    expected = np.array([[np.nan, -0.0999], [0, 0.2], [6.4534, np.nan]])  # 65535 is ESA's for saturated
     for band in (raw, decoded, decoded.astype("float32", keep_attrs=True)):
         if band.dtype == np.float32:
             band.encoding = decoded.encoding
-        np.testing.assert_allclose(to_reflectance(band), expected, rtol=0, atol=2e-8)
+        np.testing.assert_allclose(to_reflectance(band), expected, rtol=1e-6, atol=2e-8)
     with_fill_value = xr.decode_cf(xr.Dataset({"B02": raw.assign_attrs(_FillValue=np.uint16(0))}))["B02"]
-    np.testing.assert_allclose(to_reflectance(with_fill_value), expected, rtol=0, atol=2e-8)
+    np.testing.assert_allclose(to_reflectance(with_fill_value), expected, rtol=1e-6, atol=2e-8)
     with pytest.raises(ValueError, match=r"B02 was scaled already, by 0.0001 when xarray opened it; scale=0.001 would"):
         to_reflectance(decoded, scale=1e-3)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import xarray as xr
 from conftest import needs_shared, no_compute, two_grids
 from numpy.testing import assert_array_equal
@@ -111,8 +112,6 @@ def test_from_a_catalogue_to_masked_bands(tmp_path: Path) -> None:
     )
     path = tmp_path / "scl.tif"
     grid = item["assets"]["rededge1"]["proj:transform"]
-    import rasterio
-
     with rasterio.open(path, "w", "GTiff", 48, 32, 1, scene.crs, rasterio.Affine(*grid), "uint8", nodata=0) as file:
         file.write(classes, 1)
     item["assets"]["scl"] = item["assets"]["rededge1"] | {"href": str(path), "eo:bands": [], "raster:bands": []}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import dask.array as da
 import numpy as np
 import pytest
 import rasterio
@@ -14,7 +15,7 @@ from test_catalogues import NAMES, REAL_ITEMS, full_tile, load_item
 
 import xr_ginet
 from xr_ginet.mapping.classical import ClusterRegression, fit_clusters, upsample
-from xr_ginet.mapping.pipeline import SIXTY
+from xr_ginet.mapping.pipeline import SIXTY, _classical
 from xr_ginet.network import Checkpoint
 from xr_ginet.sentinel2.bands import BANDS, BANDS_10M, BANDS_20M, BANDS_60M
 from xr_ginet.sentinel2.grids import DIMS, Grid
@@ -105,8 +106,6 @@ def test_all_bands_are_each_what_its_own_method_makes(checkpoint: Checkpoint) ->
     xr.testing.assert_equal(result[list(plain.data_vars)], plain)
     fine, coarse = (np.stack([cube[b].values for b in bands], 1) for bands in (BANDS_10M, BANDS_60M))
     gains = tuple(BANDS[b].mtf_gain for b in BANDS_60M)
-    import dask.array as da
-
     model = fit_clusters(da.from_array(fine), da.from_array(coarse), factor=6, gains=gains, n_clusters=8).compute()
     oracle = ClusterRegression(6, gains, "float64")(fine, coarse, model)
     assert_allclose(np.stack([result[b].values for b in BANDS_60M], 1), oracle, rtol=0, atol=1e-10)
@@ -151,8 +150,6 @@ def test_on_real_60_m_bands_degraded_by_six_bicubic_is_beaten_by_far() -> None:
         data |= {band: (DIMS[size], image) for band, image in zip(bands, parts[size], strict=True)}
         data |= dict(zip(DIMS[size], (-size * (np.arange(n) + 0.5), size * (np.arange(n) + 0.5)), strict=True))
     cube = xr.Dataset(data).set_coords([*DIMS[10], *DIMS[60]])
-    from xr_ginet.mapping.pipeline import _classical
-
     result = _classical(cube, "regression", SIXTY, precision="float32", consistency="none")
     found = rmse(np.stack([result[b].values for b in BANDS_60M]), truth, border=6)
     bicubic = rmse(upsample(parts[60], 6), truth, border=6)

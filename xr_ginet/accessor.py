@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import xarray as xr
 
-from . import mapping, store
+from . import cog, mapping, store
 from .sentinel2 import eopf
 from .sentinel2.layouts import unstack
 from .sentinel2.scl import CLOUDY, mask_clouds
@@ -138,9 +138,9 @@ class GINetAccessor:
         progress: bool = False,
     ) -> list[Path]:
         """Write the cube as Cloud Optimized GeoTIFFs: see `xr_ginet.to_cog`."""
-        from .cog import to_cog
-
-        return to_cog(self._ds, folder, stacked=stacked, dtype=dtype, like=like, overwrite=overwrite, progress=progress)
+        return cog.to_cog(
+            self._ds, folder, stacked=stacked, dtype=dtype, like=like, overwrite=overwrite, progress=progress
+        )
 
 
 @xr.register_datatree_accessor("ginet")

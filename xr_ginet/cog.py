@@ -20,7 +20,7 @@ import xarray as xr
 from .sentinel2.bands import BANDS
 from .sentinel2.grids import FINE_DIMS, read_crs
 from .sentinel2.layouts import place
-from .store import StoredDtype, digital_numbers, progress_bar, stored_as
+from .store import StoredDtype, current_client, digital_numbers, encoding_of, progress_bar
 
 
 def to_cog(
@@ -67,7 +67,7 @@ def to_cog(
         If there is no band on the 10 m grid, bands lie on several grids, the cube has no CRS, an argument has an
         unknown value, or ``like="input"`` and the cube does not tell what it was made from.
     """
-    encoding = stored_as(ds, dtype, like)
+    encoding = encoding_of(ds, dtype, like)
     bands = [name for name in ds.data_vars if set(FINE_DIMS) <= set(ds[name].dims)]
     if not bands or len(bands) < len([name for name in ds.data_vars if name in BANDS]):
         raise ValueError(
@@ -126,7 +126,7 @@ def _write(wanted: list[tuple[Path, xr.DataArray]], encoding: Mapping[str, Any],
             dask.compute(*writes)
         for path, image in wanted:
             _describe(plain[path], image, encoding)
-            _optimise(plain[path], parts[path], encoding)
+            _optimise(plain[path], parts[path])
             plain[path].unlink()
         for path, _ in wanted:
             parts[path].replace(path)
@@ -147,13 +147,11 @@ def _stream(image: xr.DataArray, path: Path, encoding: Mapping[str, Any]) -> Any
 
 def _lock() -> Any:
     """Return a lock that all who compute share: one file has one writer at a time."""
-    try:
-        from distributed import Lock, get_client
-
-        get_client()
-        return Lock(f"xr-ginet-{uuid4().hex}")
-    except (ImportError, ValueError):  # ValueError: no client
+    if current_client() is None:
         return threading.Lock()
+    from distributed import Lock
+
+    return Lock(f"xr-ginet-{uuid4().hex}")
 
 
 def _describe(path: Path, image: xr.DataArray, encoding: Mapping[str, Any]) -> None:
@@ -173,7 +171,7 @@ def _describe(path: Path, image: xr.DataArray, encoding: Mapping[str, Any]) -> N
                 file.update_tags(i, wavelength=BANDS[name].wavelength, wavelength_units="nm")
 
 
-def _optimise(plain: Path, path: Path, encoding: Mapping[str, Any]) -> None:
+def _optimise(plain: Path, path: Path) -> None:
     import rasterio.shutil
 
     rasterio.shutil.copy(

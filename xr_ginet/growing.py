@@ -23,7 +23,6 @@ CHECKSUM = "ginet_checksum"
 OF_A_DATE = ("source_items", "radiometry")
 """Attributes that may differ between what is in a cube and what is appended to it."""
 
-
 COMPARED = ("dtype", "scale_factor", "add_offset", "chunks")
 """Encodings that must be the same throughout a cube."""
 
@@ -36,8 +35,20 @@ def recorded(cube: xr.Dataset) -> xr.Dataset:
     return cube.assign({CHECKSUM: empty})
 
 
-def fill(target: Any, cube: xr.Dataset, *, progress: Callable[[Any], None] | None = None) -> list[int]:
-    """Write the dates of a cube that its store does not hold completely; return the indices of those written.
+def with_static(cube: xr.Dataset) -> xr.Dataset:
+    """Return a cube with what belongs to none of its dates in memory, so that it is written with the metadata."""
+    part = _part_dim(cube)
+    static = {n: v.compute() for n, v in cube.variables.items() if v.chunks is not None and part not in v.dims}
+    return cube.assign(static) if static else cube
+
+
+def _part_dim(cube: xr.Dataset) -> str:
+    """Return the dimension along which a cube is written, part by part or, without dates, as one."""
+    return "time" if "time" in cube.dims else "y"
+
+
+def fill(target: Any, cube: xr.Dataset, *, progress: Callable[[Any], None] | None = None) -> None:
+    """Write the dates of a cube that its store does not hold completely.
 
     The store has all of the cube's metadata already. A date is computed, written, read back and recorded before the
     next one begins, so that no more than one is ever in doubt.
@@ -45,11 +56,10 @@ def fill(target: Any, cube: xr.Dataset, *, progress: Callable[[Any], None] | Non
     with xr.open_zarr(target, chunks=None) as stored:
         done = np.atleast_1d(stored[CHECKSUM].values) != 0
         order = _order(stored, cube)
-    todo = [i for i, place in enumerate(order) if not done[place]]
-    for i in todo:
-        _write(target, cube, i, order[i], progress)
-        _record(target, order[i] if "time" in cube.dims else None)
-    return todo
+    for i, place in enumerate(order):
+        if not done[place]:
+            _write(target, cube, i, place, progress)
+            _record(target, place if "time" in cube.dims else None)
 
 
 def append(target: Any, cube: xr.Dataset, *, keep: bool) -> None:
@@ -128,11 +138,10 @@ def status(target: Any, *, verify: bool = False) -> xr.DataArray:
             raise ValueError(f"{target} has no {CHECKSUM}: it was not written with resume=True or mode='a'")
         records = stored[CHECKSUM].load()
     complete = records != 0
-    if verify and records.ndim:
-        held = [int(record) != 0 and checksum(target, i) == int(record) for i, record in enumerate(records.values)]
-        complete = complete.copy(data=held)
-    elif verify:
-        complete = complete.copy(data=bool(complete) and checksum(target, None) == int(records))
+    if verify:
+        known = [(i if records.ndim else None, int(record)) for i, record in enumerate(np.atleast_1d(records.values))]
+        held = [record != 0 and checksum(target, time) == record for time, record in known]
+        complete = complete.copy(data=np.reshape(held, records.shape))
     return complete.rename("complete").drop_attrs()
 
 
@@ -214,13 +223,10 @@ def _order(stored: xr.Dataset, cube: xr.Dataset) -> list[int]:
 
 def _write(target: Any, cube: xr.Dataset, index: int, place: int, progress: Callable[[Any], None] | None) -> None:
     """Write one date; what is no part of it is there already."""
-    bands = [name for name in cube.data_vars if name != CHECKSUM]
-    if "time" in cube.dims:
-        part = cube[bands].isel(time=slice(index, index + 1))
-        region = {"time": slice(place, place + 1)}
-    else:
-        part, region = cube[bands], {"y": slice(0, cube.sizes["y"])}
-    part = part.drop_vars([n for n in part.variables if not set(region) <= set(part[n].dims) or n in part.coords])
+    dim = _part_dim(cube)
+    region = {dim: slice(place, place + 1) if dim == "time" else slice(0, cube.sizes[dim])}
+    part = cube.isel(time=slice(index, index + 1)) if dim == "time" else cube
+    part = part.drop_vars([n for n, v in part.variables.items() if dim not in v.dims or n in part.indexes])
     write = part.to_zarr(target, region=region, compute=False)
     progress(write) if progress else dask.compute(write)
 

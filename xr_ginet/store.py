@@ -31,7 +31,7 @@ FLOAT: dict[str, Any] = {"dtype": "float32", "scale_factor": 1.0, "add_offset": 
 """Encoding of reflectance as it is."""
 
 
-def stored_as(ds: xr.Dataset, dtype: StoredDtype, like: Literal["input"] | None) -> dict[str, Any]:
+def encoding_of(ds: xr.Dataset, dtype: StoredDtype, like: Literal["input"] | None) -> dict[str, Any]:
     """Return the dtype, scale, offset and fill value, in the words of CF, in which a cube's reflectance is stored.
 
     Raises
@@ -150,7 +150,7 @@ def to_zarr(
     grows = resume or mode == "a"
     if grows and (mode == "w" or not compute):
         raise ValueError(f"mode={mode!r}, resume={resume}, compute={compute}: a store either grows now, or is replaced")
-    reflectance = stored_as(ds, dtype, like)
+    reflectance = encoding_of(ds, dtype, like)
     if zarr_format not in (2, 3):
         raise ValueError(f"zarr_format={zarr_format!r}: must be 2 or 3")
     if progress and not compute:
@@ -203,22 +203,34 @@ def _grow(
         raise ValueError("mode='a' appends dates, and the cube has no dimension 'time'. Type ds.expand_dims(time=[…])")
     dates = ds.chunk(time=1) if "time" in ds.dims else ds
     cube, encoding = _encode(dates, reflectance, zarr_format, compression_level)
+    cube = growing.with_static(cube)
     with warnings.catch_warnings(), _sole_writer(target):
         warnings.filterwarnings("ignore", message="Consolidated metadata")
         if not _exists(str(target) if isinstance(target, Path) else target):
-            # A local store appears when its metadata is whole, so that there is nothing halfway to go on with.
-            beside = target.with_name(f"{target.name}.{uuid4().hex}") if isinstance(target, Path) else target
-            new = growing.recorded(cube)
-            encoding[growing.CHECKSUM] = {"chunks": (1,) * new[growing.CHECKSUM].ndim}
-            new.to_zarr(beside, mode="w-", encoding=encoding, zarr_format=zarr_format, consolidated=True, compute=False)
-            if isinstance(target, Path):
-                beside.rename(target)
+            _make_room(cube, target, encoding, zarr_format)
         else:
             growing.repair(target)
             growing.check_same(target, cube, encoding, whole=mode != "a")
             if mode == "a":
                 growing.append(target, cube, keep=resume)
         growing.fill(target, cube, progress=progress_bar if progress else None)
+
+
+def _make_room(cube: xr.Dataset, target: Any, encoding: dict[str, dict[str, Any]], zarr_format: int) -> None:
+    """Write all of a cube but its dates' pixels; a local store appears when that is whole."""
+    new = growing.recorded(cube)
+    encoding = encoding | {growing.CHECKSUM: {"chunks": (1,) * new[growing.CHECKSUM].ndim}}
+    options: dict[str, Any] = {"mode": "w-", "zarr_format": zarr_format, "consolidated": True, "compute": False}
+    if not isinstance(target, Path):
+        new.to_zarr(target, encoding=encoding, **options)
+        return
+    beside = target.with_name(f"{target.name}.{uuid4().hex}")
+    try:
+        new.to_zarr(beside, encoding=encoding, **options)
+        beside.rename(target)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
 
 
 @contextmanager
@@ -295,13 +307,18 @@ def _in_memory(target: Any) -> bool:
 
 def _workers_elsewhere() -> bool:
     """Return whether a distributed client computes in other processes than this one."""
+    client = current_client()
+    return client is not None and not (client.scheduler and str(client.scheduler.address).startswith("inproc"))
+
+
+def current_client() -> Any | None:
+    """Return the distributed client that computes here, or None."""
     try:
         from distributed import get_client
 
-        scheduler = get_client().scheduler
-        return not (scheduler and str(scheduler.address).startswith("inproc"))
+        return get_client()
     except (ImportError, ValueError):  # ValueError: no client
-        return False
+        return None
 
 
 def _encode(
@@ -357,16 +374,15 @@ def _zstandard(zarr_format: int, level: int) -> Any:
 
 def progress_bar(write: Any) -> None:
     """Compute a delayed write under a progress bar, of the distributed client's where there is one."""
-    try:
-        from distributed import get_client, progress
-
-        client = get_client()
-    except (ImportError, ValueError):  # ValueError: no client
+    client = current_client()
+    if client is None:
         from dask.diagnostics import ProgressBar
 
         with ProgressBar():
             dask.compute(write)
         return
+    from distributed import progress
+
     future = client.compute(write)
     progress(future)
     future.result()

@@ -342,8 +342,9 @@ def resolve_depth(depth: int | str, checkpoint: Checkpoint) -> int:
     """
     config = checkpoint.config
     if depth in ("exact", "auto"):
-        radius = checkpoint.card.get("depth", config.receptive_radius) if depth == "auto" else config.receptive_radius
-        return -(-int(radius) // config.factor) * config.factor + FILL_RADIUS * config.factor
+        told = checkpoint.card.get("depth") if depth == "auto" else None
+        radius = config.receptive_radius if told is None else int(told)
+        return -(-radius // config.factor) * config.factor + FILL_RADIUS * config.factor
     if isinstance(depth, bool) or not isinstance(depth, int | np.integer) or depth < 0 or depth % config.factor:
         raise ValueError(
             f"depth={depth!r}: must be 'exact', 'auto' or a number of 10 m pixels that is a multiple of {config.factor}"
@@ -366,8 +367,8 @@ def check_cube(ds: xr.Dataset, bands: Bands) -> None:
     _check_bands(ds, bands.coarse, bands.coarse_dims)
     if len({"time" in ds[name].dims for name in (*bands.fine, *bands.coarse)}) > 1:
         raise ValueError(
-            f"some of the 10 m and {10 * bands.factor} m bands have a time dimension and some have not: select one "
-            "time, or expand"
+            f"some of the 10 m and {10 * bands.factor} m bands have a time dimension and some have not: "
+            "select one time of all, or type ds.expand_dims(time=[…]) for those without"
         )
     check_nesting(Grid.from_coords(ds), Grid.from_coords(ds, bands.coarse_dims), bands.factor)
 

@@ -59,7 +59,7 @@ def window_logits(theta: Tensor, phi: Tensor, *, window_size: int, patch_size: i
 def box_sum(planes: Tensor, size: int) -> Tensor:
     """Return the sum over each pixel's ``size × size`` neighbours, zero outside: ``(…, H, W) -> (…, H, W)``.
 
-    By rows, then by columns: torch's pooling takes three times as long for it.
+    By rows, then by columns: twice ``size`` sums per pixel, where pooling takes its square.
     """
     height, width = planes.shape[-2:]
     padded = F.pad(planes, (size // 2,) * 4)

@@ -21,8 +21,7 @@ matters."""
 
 FINE_DIMS = ("y", "x")
 COARSE_DIMS = ("y_20m", "x_20m")
-SIXTY_DIMS = ("y_60m", "x_60m")
-DIMS = {10: FINE_DIMS, 20: COARSE_DIMS, 60: SIXTY_DIMS}
+DIMS = {10: FINE_DIMS, 20: COARSE_DIMS, 60: ("y_60m", "x_60m")}
 """Of the bands of each native resolution in metres."""
 
 

@@ -16,7 +16,7 @@ from urllib.parse import urljoin, urlsplit
 
 from .bands import SCL, layer_name, resolution_of
 from .grids import Grid
-from .radiometry import CLASSES, Radiometry, described_bands, processing_baseline, radiometry
+from .radiometry import CLASS_NUMBERS, Radiometry, described_bands, processing_baseline, radiometry
 
 RASTERS = ("image/tiff", "image/jp2", "image/vnd.stac.geotiff")
 ZARR = ("application/vnd+zarr", "application/vnd.zarr")
@@ -127,7 +127,7 @@ def read_item(
             href=href,
             epsg=_epsg(item, key, asset),
             grid=_asset_grid(item, key, asset),
-            radiometry=CLASSES if name == SCL else radiometry(item, asset, offset),
+            radiometry=CLASS_NUMBERS if name == SCL else radiometry(item, asset, offset),
             is_zarr=is_zarr,
         )
     return Scene(item["id"], _moment(item), _longitude(item), found, processing_baseline(item))

@@ -7,15 +7,13 @@ bands with ``([time,] y_20m, x_20m)``, float reflectance, coordinates at pixel c
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import xarray as xr
 
 from .bands import BANDS, SCL, band_name, bands_of, layer_name
 from .grids import COARSE_DIMS, DIMS, FINE_DIMS, TOLERANCE, Grid, check_nesting, read_crs
-from .radiometry import SATURATED, Radiometry, convention
+from .radiometry import SATURATED, Stored, source_attrs
 
 RADIOMETRIC_ATTRS = ("scale_factor", "add_offset", "_FillValue", "fill_value", "scale", "offset", "nodata", "units")
 BAND_DIMS = ("band", "bands", "variable")
@@ -41,7 +39,7 @@ def pair(
         stackstac has them unless told otherwise. The scene classification ``SCL`` is kept as it is.
     scale, offset, nodata : float, optional
         For bands that hold digital numbers: reflectance is ``digital_number * scale + offset``, and missing where the
-        digital number is ``nodata`` or, in uint16, 65535, which is ESA's for saturated. Integer bands need a
+        digital number is ``nodata`` or 65535, which is ESA's for saturated. Integer bands need a
         ``scale``, here or as an attribute ``scale_factor``; float bands without one are reflectance already. Bands
         that xarray has decoded are not scaled again; where their store names no ``_FillValue``, what ``nodata`` was
         decoded to is missing.
@@ -82,16 +80,17 @@ def pair(
     crs_fine, crs_coarse = read_crs(ds_10m), read_crs(ds_20m)
     if crs_fine and crs_coarse and crs_fine != crs_coarse:
         raise ValueError(f"ds_10m is in {crs_fine} and ds_20m in {crs_coarse}: load both in the same CRS")
-    stored = _convention([*fine.data_vars.values(), *coarse.data_vars.values()], scale, offset, nodata)
+    bands = [*fine.data_vars.values(), *coarse.data_vars.values()]
+    attrs = source_attrs(stored_as(band, scale=scale, offset=offset, nodata=nodata) for band in bands)
     fine, coarse = (
         ds.map(to_reflectance, scale=scale, offset=offset, nodata=nodata).drop_vars("spatial_ref", errors="ignore")
         for ds in (fine, coarse)
     )
-    if classes := next((v for v in ds_20m.data_vars if layer_name(str(v)) == SCL), None):
-        coarse[SCL] = ds_20m[classes].variable
+    if (classes := classes_of(ds_20m)) is not None:
+        coarse[SCL] = classes.variable
     coarse = coarse.rename(dict(zip(FINE_DIMS, COARSE_DIMS, strict=True)))
     cube = xr.merge([fine, coarse], combine_attrs="drop_conflicts", compat="override", join="override")
-    return describe(cube, crs=crs_fine or crs_coarse).assign_attrs(stored)
+    return describe(cube, crs=crs_fine or crs_coarse).assign_attrs(attrs)
 
 
 def unstack(cube: xr.Dataset | xr.DataArray, argument: str) -> xr.Dataset:
@@ -154,51 +153,57 @@ def to_reflectance(
     Digital numbers are scaled by ``scale`` and ``offset``, or by the attributes ``scale_factor`` and ``add_offset``. A
     band that xarray has decoded, which its encoding tells, is not scaled again.
     """
-    is_float = np.issubdtype(band.dtype, np.floating)
-    if is_float and band.encoding.get("scale_factor", 1) != 1:
+    stored = stored_as(band, scale=scale, offset=offset, nodata=nodata)
+    if stored is None:
+        return band
+    if _was_decoded(band):
+        return _mask_decoded(band, stored)
+    dtype = band.dtype if band.dtype == np.float64 else np.dtype("float32")
+    result = band.astype(dtype) * dtype.type(stored.scale_factor) + dtype.type(stored.add_offset)
+    valid = band != SATURATED
+    if stored.nodata is not None:
+        valid &= band != stored.nodata
+    return result.where(valid).assign_attrs({k: v for k, v in band.attrs.items() if k not in RADIOMETRIC_ATTRS})
+
+
+def stored_as(
+    band: xr.DataArray, *, scale: float | None = None, offset: float = 0.0, nodata: float | None = 0
+) -> Stored | None:
+    """Return how a band's digital numbers are stored, or were before xarray decoded them; None of reflectance.
+
+    Raises
+    ------
+    ValueError
+        If a decoded band is given a scale, or integers have none.
+    """
+    if _was_decoded(band):
         if scale is not None:
             raise ValueError(
                 f"{band.name} was scaled already, by {band.encoding['scale_factor']:g} when xarray opened it; scale="
                 f"{scale:g} would do it twice. Leave scale and offset out, or open with mask_and_scale=False"
             )
-        return _mask_decoded(band, nodata)
-    # GDAL says of any raster that its scale is 1: of digital numbers that tells nothing.
-    if scale is None and band.attrs.get("scale_factor", 1) != 1:
-        scale, offset = float(band.attrs["scale_factor"]), float(band.attrs.get("add_offset", 0.0))
-        nodata = band.attrs.get("_FillValue", band.attrs.get("fill_value", nodata))
+        said = band.encoding
+        dtype = str(np.dtype(said.get("dtype", "uint16")))
+    else:
+        # GDAL says of any raster that its scale is 1: of digital numbers that tells nothing.
+        said = band.attrs if scale is None and band.attrs.get("scale_factor", 1) != 1 else {}
+        dtype = str(band.dtype)
+    if said:
+        scale, offset = float(said["scale_factor"]), float(said.get("add_offset", 0.0))
+        nodata = said.get("_FillValue", band.attrs.get("fill_value", nodata))
     if scale is None:
-        if is_float:
-            return band
+        if np.issubdtype(band.dtype, np.floating):
+            return None
         raise ValueError(
             f"{band.name} is {band.dtype}: digital numbers, and no attribute scale_factor says what they mean. Type "
             "scale=1e-4 (and offset=-0.1 where the product of baseline 04.00 or later kept its offset), or load it "
             "with xr_ginet.open_stac, which reads both from the catalogue"
         )
-    dtype = band.dtype if band.dtype == np.float64 else np.dtype("float32")
-    result = band.astype(dtype) * dtype.type(scale) + dtype.type(offset)
-    if nodata is not None:
-        result = result.where((band != nodata) & (band != SATURATED) if band.dtype == np.uint16 else band != nodata)
-    return result.assign_attrs({k: v for k, v in band.attrs.items() if k not in RADIOMETRIC_ATTRS})
+    return Stored(dtype, scale, offset, None if nodata is None else float(nodata))
 
 
-def _convention(
-    bands: Sequence[xr.DataArray], scale: float | None, offset: float, nodata: float | None
-) -> dict[str, Any]:
-    """Return how the digital numbers were stored that `to_reflectance` makes reflectance of, as attributes."""
-    meanings = []
-    for band in bands:
-        decoded = band.encoding.get("scale_factor", 1) != 1
-        said = band.encoding if decoded else band.attrs if scale is None else {}
-        factor = float(said.get("scale_factor", scale or 1))
-        if factor == 1:
-            return {}
-        shift = float(said.get("add_offset", 0.0)) if said else offset
-        fill = said.get("_FillValue", band.attrs.get("fill_value", nodata))
-        dtype = np.dtype(said.get("dtype", "uint16") if decoded else band.dtype)
-        meanings.append(
-            Radiometry(factor, shift / factor, "", nodata=0 if fill is None else float(fill), dtype=str(dtype))
-        )
-    return convention(meanings)
+def _was_decoded(band: xr.DataArray) -> bool:
+    return bool(np.issubdtype(band.dtype, np.floating)) and band.encoding.get("scale_factor", 1) != 1
 
 
 def describe(cube: xr.Dataset, *, crs: object | None) -> xr.Dataset:
@@ -253,17 +258,21 @@ def band_attrs(name: str) -> dict[str, object]:
     }
 
 
-def _mask_decoded(band: xr.DataArray, nodata: float | None) -> xr.DataArray:
-    """Return a decoded band without what ``nodata`` became, where its store did not tell xarray what is missing.
+def _mask_decoded(band: xr.DataArray, stored: Stored) -> xr.DataArray:
+    """Return a decoded band without what saturated became, and nodata where its store did not tell xarray of it.
 
     EOPF products in Zarr 3 call it ``fill_value``, which xarray does not read: 0 is decoded to -0.1.
     """
-    nodata = band.attrs.get("fill_value", nodata)
-    if nodata is None or "_FillValue" in band.encoding:
-        return band
-    scale, offset = float(band.encoding["scale_factor"]), float(band.encoding.get("add_offset", 0.0))
-    decoded = nodata * scale + offset
-    return band.where(abs(band - decoded) >= abs(scale) / 2)
+    for number in (SATURATED, None if "_FillValue" in band.encoding else stored.nodata):
+        if number is not None:
+            decoded = number * stored.scale_factor + stored.add_offset
+            band = band.where(abs(band - decoded) >= abs(stored.scale_factor) / 2)
+    return band
+
+
+def classes_of(ds: xr.Dataset) -> xr.DataArray | None:
+    """Return the scene classification of a Dataset, by whatever name, or None."""
+    return next((band for name, band in ds.data_vars.items() if layer_name(str(name)) == SCL), None)
 
 
 def _labels(cube: xr.DataArray, dim: str) -> list[list[str]]:

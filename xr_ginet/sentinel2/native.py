@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from .bands import BANDS_20M, SCL, band_name, layer_name
+from .bands import BANDS_20M, SCL, band_name
 from .grids import FINE_DIMS, TOLERANCE, Grid, read_crs
-from .layouts import bands_on, pair, shift, unstack, warn_of_offset
+from .layouts import bands_on, classes_of, pair, shift, unstack, warn_of_offset
 
 
 def to_native(
@@ -73,8 +73,8 @@ def to_native(
         warn_of_offset(cube)
     ds = unstack(cube, "cube")
     fine, repeated = (bands_on(ds, resolution, "cube") for resolution in (10, 20))
-    if classes := next((v for v in ds.data_vars if layer_name(str(v)) == SCL), None):
-        repeated[SCL] = ds[classes].transpose(..., *FINE_DIMS)
+    if (classes := classes_of(ds)) is not None:
+        repeated[SCL] = classes.transpose(..., *FINE_DIMS)
     row, column, corners = _lattice_phase(Grid.from_coords(ds), read_crs(ds))
     whole = _whole_pixels(ds.sizes["y"], ds.sizes["x"], row, column)
     fine, repeated = (part.isel(whole) for part in (fine, repeated))

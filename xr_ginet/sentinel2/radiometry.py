@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 OFFSET_BASELINE = 4.0
 """First processing baseline whose digital numbers carry ESA's offset."""
@@ -32,14 +33,18 @@ class Radiometry:
     """A pixel is missing where its stored number is not above this one."""
     dtype: str = "uint16"
     """Of the stored numbers; floating point where a store holds reflectance."""
-    saturated: float = np.inf
-    """A pixel is missing from this stored number on: what was brighter than the instrument measures."""
+
+    def reflectance(self, numbers: NDArray) -> NDArray:
+        """Return stored numbers as reflectance, float32, NaN where they are missing or saturated."""
+        result = (numbers.astype("float32") + np.float32(self.offset)) * np.float32(self.scale)
+        result[~((numbers > self.nodata) & (numbers != SATURATED))] = np.nan
+        return result
 
 
 SATURATED = 65535
-"""ESA's digital number of a saturated pixel."""
+"""ESA's digital number of a saturated pixel; no other product's numbers reach it."""
 
-CLASSES = Radiometry(1.0, 0.0, "", dtype="uint8")
+CLASS_NUMBERS = Radiometry(1.0, 0.0, "", dtype="uint8")
 """Of the scene classification, whose class 0 is no data."""
 
 NBART = Radiometry(1e-4, 0.0, "offset 0: Geoscience Australia's NBART carries none", nodata=-999, dtype="int16")
@@ -94,7 +99,7 @@ def radiometry(
             )
         return replace(REFLECTANCE, dtype=_data_type(asset))
     is_nbart = any(str(band.get("name")).startswith("nbart_") for band in described_bands(asset))
-    pixels = NBART if is_nbart else Radiometry(scale or 1e-4, 0.0, "", dtype=_data_type(asset), saturated=SATURATED)
+    pixels = NBART if is_nbart else Radiometry(scale or 1e-4, 0.0, "", dtype=_data_type(asset))
     if offset != "auto":
         return replace(pixels, offset=float(offset), reason=f"offset {offset:g} given by the caller")
     if is_nbart:
@@ -136,13 +141,28 @@ def _decide(item: Mapping[str, Any], asset: Mapping[str, Any], stated: float | N
     return float(stated), f"offset {stated:g}, as its asset or store states"
 
 
-def convention(meanings: Iterable[Radiometry]) -> dict[str, Any]:
-    """Return how digital numbers were stored, as attributes of the cube made of them; none where they differ."""
-    found = {(m.dtype, m.scale, m.offset * m.scale, m.nodata) for m in meanings}
-    if len(found) != 1:
+class Stored(NamedTuple):
+    """How digital numbers are stored, in the words of CF."""
+
+    dtype: str
+    scale_factor: float
+    add_offset: float
+    """In reflectance."""
+    nodata: float | None
+
+    @classmethod
+    def of(cls, meaning: Radiometry) -> Stored:
+        """Return what a radiometry says."""
+        return cls(meaning.dtype, meaning.scale, meaning.offset * meaning.scale, meaning.nodata)
+
+
+def source_attrs(stored: Iterable[Stored | None]) -> dict[str, Any]:
+    """Return how the numbers were stored that a cube is made of, as its attributes; none where bands differ."""
+    found = set(stored)
+    [one] = found if len(found) == 1 else [None]
+    if one is None:
         return {}
-    keys = ("source_dtype", "source_scale_factor", "source_add_offset", "source_nodata")
-    return dict(zip(keys, found.pop(), strict=True))
+    return {f"source_{key}": 0 if value is None else value for key, value in one._asdict().items()}
 
 
 def processing_baseline(item: Mapping[str, Any]) -> float | None:

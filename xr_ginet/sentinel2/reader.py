@@ -188,10 +188,7 @@ def _reflectance(
 ) -> NDArray:
     """Return one block ``(1, 1, y, x)`` of stored numbers as reflectance, NaN where missing or saturated."""
     time, band, *_ = block_id
-    radiometry = meaning[time][band]
-    result = (numbers.astype("float32") + np.float32(radiometry.offset)) * np.float32(radiometry.scale)
-    result[~((numbers > radiometry.nodata) & (numbers < radiometry.saturated))] = np.nan
-    return result
+    return meaning[time][band].reflectance(numbers)
 
 
 def _mosaic(reflectance: xr.DataArray) -> xr.DataArray:

@@ -24,7 +24,7 @@ import xarray as xr
 from .bands import BANDS_10M, BANDS_20M, bands_of
 from .grids import COARSE_DIMS, FINE_DIMS
 from .layouts import pair, place
-from .radiometry import OFFSET_BASELINE, SATURATED, Radiometry, convention
+from .radiometry import OFFSET_BASELINE, Radiometry, Stored, source_attrs
 
 BAND_IDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
 """What the metadata's ``band_id`` counts."""
@@ -163,7 +163,7 @@ def open_safe(
         cube["SCL"].attrs = {"long_name": "scene classification"}
     reasons = "; ".join(sorted({meaning[name].reason for name in bands}))
     return place(cube, crs=cube.rio.crs).assign_attrs(
-        convention(meaning.values()) | {"source_items": [product.name], "radiometry": reasons}
+        source_attrs(map(Stored.of, meaning.values())) | {"source_items": [product.name], "radiometry": reasons}
     )
 
 
@@ -231,8 +231,5 @@ def _read(product: Product, name: str, resolution: int, chunks: int) -> xr.DataA
 
 
 def _reflectance(digital_number: xr.DataArray, meaning: Radiometry) -> xr.DataArray:
-    offset, scale = np.float32(meaning.offset), np.float32(meaning.scale)
-    reflectance = ((digital_number.astype("float32") + offset) * scale).where(
-        (digital_number != 0) & (digital_number != SATURATED)
-    )
+    reflectance = xr.apply_ufunc(meaning.reflectance, digital_number, dask="parallelized", output_dtypes=["float32"])
     return reflectance.drop_attrs(deep=False)

@@ -201,10 +201,9 @@ class Fitting(pl.LightningModule):
                 f"the run to go on with had {changed}, and {asked} is asked for. Go on with the same options, or name "
                 "another folder"
             )
-        positions = checkpoint["positions"]
         if self.patches is not None:
-            rank = torch.distributed.get_rank() if _distributed() else 0
-            self.patches.load_state_dict(dict(zip(self.patches.state_dict(), positions[rank], strict=True)))
+            position = checkpoint["positions"][torch.distributed.get_rank() if _distributed() else 0]
+            self.patches.load_state_dict(dict(zip(self.patches.state_dict(), position, strict=True)))
 
 
 def fit(
