@@ -7,10 +7,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import dask
 import numpy as np
 import pytest
+import rasterio
 import rioxarray  # noqa: F401 - registers .rio
 import torch
 import xarray as xr
@@ -18,6 +20,7 @@ import xarray as xr
 import xr_ginet
 from xr_ginet.network import Checkpoint, GINet, GINetConfig, save_checkpoint
 from xr_ginet.sentinel2.bands import BANDS_10M, BANDS_20M
+from xr_ginet.simulation import Scene, write_cogs
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason=f"real data is not at {SHARED}")
@@ -75,6 +78,23 @@ def two_grids(shape: tuple[int, int] = (48, 36), *, n_times: int | None = None, 
         single_grid(BANDS_10M, (2 * shape[0], 2 * shape[1]), 10, n_times=n_times, seed=seed),
         single_grid(BANDS_20M, shape, 20, n_times=n_times, seed=seed),
     )
+
+
+def scene_item(scene: Scene, folder: Path) -> dict[str, Any]:
+    """Write a simulated scene as COGs; return the STAC item of midsummer that describes them."""
+    place = {"transform": scene.transform, "crs": scene.crs, "datetime": "2024-06-21T10:56:21Z"}
+    return write_cogs(scene.fine, scene.coarse, folder, item_id="simulated", **place)
+
+
+def with_classification(item: dict[str, Any], classes: np.ndarray, path: Path) -> dict[str, Any]:
+    """Return an item of `scene_item` that has a scene classification too, written to ``path``."""
+    asset = item["assets"]["rededge1"]
+    place = {"crs": f"EPSG:{item['properties']['proj:epsg']}", "transform": rasterio.Affine(*asset["proj:transform"])}
+    height, width = classes.shape
+    with rasterio.open(path, "w", "GTiff", width, height, 1, dtype="uint8", nodata=0, **place) as file:
+        file.write(classes, 1)
+    scl = asset | {"href": str(path), "eo:bands": [], "raster:bands": []}
+    return item | {"assets": item["assets"] | {"scl": scl}}
 
 
 def real_scene(name: str) -> tuple[xr.Dataset, xr.Dataset]:

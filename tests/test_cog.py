@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import dask
@@ -10,13 +11,13 @@ import numpy as np
 import pytest
 import rasterio
 import xarray as xr
-from conftest import no_compute, single_grid, two_grids
+from conftest import no_compute, scene_item, single_grid, two_grids
 from numpy.testing import assert_allclose, assert_array_equal
 
 import xr_ginet
 from xr_ginet.network import Checkpoint
 from xr_ginet.sentinel2.bands import BANDS_10M, BANDS_20M
-from xr_ginet.simulation import simulate, write_cogs
+from xr_ginet.simulation import simulate
 
 
 @pytest.fixture(scope="module")
@@ -83,15 +84,8 @@ def test_like_input_gives_the_digital_numbers_back(offset: int, writer: str, tmp
     scene = simulate((32, 48), seed=2)
     fine, coarse = (np.round(image * 1e4).astype("uint16") - np.int32(offset) for image in (scene.fine, scene.coarse))
     fine[0, 3, 4] = 0
-    item = write_cogs(
-        fine.astype("uint16"),
-        coarse.astype("uint16"),
-        tmp_path / "in",
-        transform=scene.transform,
-        crs=scene.crs,
-        datetime="2024-06-21T10:56:21Z",
-        item_id="a",
-    )
+    numbers = {"fine": fine.astype("uint16"), "coarse": coarse.astype("uint16")}
+    item = scene_item(replace(scene, **numbers), tmp_path / "in")
     cube = xr_ginet.open_stac([item], offset=offset)
     result = cube.ginet.superresolve(weights=None)
     for i, band in enumerate(BANDS_10M):

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import rasterio
 import xarray as xr
-from conftest import needs_shared, no_compute, real_scene
+from conftest import needs_shared, no_compute, real_scene, scene_item, with_classification
 from local_stac import serve
 from numpy.testing import assert_allclose
 from typer.testing import CliRunner
@@ -107,15 +106,7 @@ def test_a_tiny_network_is_trained_from_a_catalogue_and_beats_bicubic_elsewhere(
 def item_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("simulated")
     scene = simulate((96, 80), seed=1)
-    item = write_cogs(
-        scene.fine,
-        scene.coarse,
-        folder,
-        transform=scene.transform,
-        crs=scene.crs,
-        datetime="2024-06-21T10:56:21Z",
-        item_id="simulated",
-    )
+    item = scene_item(scene, folder)
     path = folder / "item.json"
     path.write_text(json.dumps(item))
     return path
@@ -198,15 +189,9 @@ def test_cli_masks_clouds(item_file: Path, tmp_path: Path, checkpoint: Checkpoin
     common = ("--weights", checkpoint.path, "--quiet", "--mask-clouds")
     assert "no asset with SCL" in run("superresolve", item_file, tmp_path / "a.zarr", *common, code=1)
     item = json.loads(item_file.read_text())
-    asset = item["assets"]["rededge1"]
-    classes = np.full(asset["proj:shape"], 4, "uint8")
+    classes = np.full((48, 40), 4, "uint8")
     classes[10:20, 5:9] = 9
-    path = item_file.parent / "scl.tif"
-    height, width = classes.shape
-    place = {"crs": f"EPSG:{item['properties']['proj:epsg']}", "transform": rasterio.Affine(*asset["proj:transform"])}
-    with rasterio.open(path, "w", "GTiff", width, height, 1, dtype="uint8", nodata=0, **place) as file:
-        file.write(classes, 1)
-    item["assets"]["scl"] = asset | {"href": str(path), "eo:bands": [], "raster:bands": []}
+    item = with_classification(item, classes, tmp_path / "scl.tif")
     (tmp_path / "item.json").write_text(json.dumps(item))
     run("superresolve", tmp_path / "item.json", tmp_path / "b.zarr", *common)
     missing = xr.open_zarr(tmp_path / "b.zarr")["B11"].isel(time=0).isnull().values

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import stackstac
 import xarray as xr
-from conftest import needs_shared, no_compute, random_checkpoint, real_scene, single_grid, two_grids
+from conftest import needs_shared, no_compute, random_checkpoint, real_scene, scene_item, single_grid, two_grids
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
@@ -17,7 +17,7 @@ import xr_ginet
 from xr_ginet.network import Checkpoint
 from xr_ginet.sentinel2.bands import BANDS, BANDS_10M, BANDS_20M
 from xr_ginet.sentinel2.layouts import to_reflectance
-from xr_ginet.simulation import simulate, write_cogs
+from xr_ginet.simulation import simulate
 
 ALL_BANDS = (*BANDS_10M, *BANDS_20M)
 
@@ -230,15 +230,7 @@ def test_superresolve_of_a_repeated_cube_equals_that_of_the_two_grids(small: Che
 
 def test_what_stackstac_loads_at_10m_by_default_is_taken_apart(small: Checkpoint, tmp_path: Path) -> None:
     scene = simulate((48, 64), seed=1)
-    item = write_cogs(
-        scene.fine,
-        scene.coarse,
-        tmp_path,
-        transform=scene.transform,
-        crs=scene.crs,
-        datetime="2024-06-01T10:56:31Z",
-        item_id="A",
-    )
+    item = scene_item(scene, tmp_path)
     expected = xr_ginet.open_stac([item])
     cube = stackstac.stack([item], resolution=10, epsg=32630)  # corners as coordinates, float64, scaled
     with no_compute():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import rasterio
 import xarray as xr
-from conftest import needs_shared, no_compute, two_grids
+from conftest import needs_shared, no_compute, scene_item, two_grids, with_classification
 from numpy.testing import assert_array_equal
 from test_catalogues import NAMES, REAL_ITEMS, full_tile, load_item
 
@@ -18,7 +18,7 @@ from xr_ginet.sentinel2.bands import BANDS_10M, BANDS_20M, SCL
 from xr_ginet.sentinel2.grids import Grid
 from xr_ginet.sentinel2.items import read_item
 from xr_ginet.sentinel2.scl import CLASSES, CLOUDY
-from xr_ginet.simulation import simulate, write_cogs
+from xr_ginet.simulation import simulate
 
 
 def classified(classes: np.ndarray, *, times: int | None = None) -> xr.Dataset:
@@ -107,14 +107,8 @@ def test_from_a_catalogue_to_masked_bands(tmp_path: Path) -> None:
     coarse = np.round(scene.coarse * 1e4).astype("uint16")
     coarse[1, 3, 5] = 65535
     fine = np.round(scene.fine * 1e4).astype("uint16")
-    item = write_cogs(
-        fine, coarse, tmp_path, transform=scene.transform, crs=scene.crs, datetime="2024-06-21T10:56:21Z", item_id="a"
-    )
-    path = tmp_path / "scl.tif"
-    grid = item["assets"]["rededge1"]["proj:transform"]
-    with rasterio.open(path, "w", "GTiff", 48, 32, 1, scene.crs, rasterio.Affine(*grid), "uint8", nodata=0) as file:
-        file.write(classes, 1)
-    item["assets"]["scl"] = item["assets"]["rededge1"] | {"href": str(path), "eo:bands": [], "raster:bands": []}
+    item = scene_item(replace(scene, fine=fine, coarse=coarse), tmp_path)
+    item = with_classification(item, classes, tmp_path / "scl.tif")
     with no_compute():
         cube = xr_ginet.open_stac([item], bands=("B02", "B06", SCL), chunks=32)
         masked = cube.ginet.mask_clouds()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import rasterio
 import xarray as xr
-from conftest import SHARED, needs_shared, no_compute, single_grid, two_grids
+from conftest import SHARED, needs_shared, no_compute, scene_item, single_grid, two_grids
 from numpy.testing import assert_allclose, assert_array_equal
 from test_catalogues import NAMES, REAL_ITEMS, full_tile, load_item
 
@@ -20,7 +20,7 @@ from xr_ginet.network import Checkpoint
 from xr_ginet.sentinel2.bands import BANDS, BANDS_10M, BANDS_20M, BANDS_60M
 from xr_ginet.sentinel2.grids import DIMS, Grid
 from xr_ginet.sentinel2.items import read_item
-from xr_ginet.simulation import simulate, write_cogs
+from xr_ginet.simulation import simulate
 from xr_ginet.training.degradation import degrade
 from xr_ginet.training.metrics import rmse
 
@@ -53,15 +53,7 @@ def test_a_real_item_yields_its_60_m_bands(name: str, epsg: int, origin: tuple) 
 
 def test_a_cube_with_60_m_bands_is_snapped_to_their_pixels(tmp_path: Path) -> None:
     scene = simulate((120, 180), seed=2)
-    item = write_cogs(
-        scene.fine,
-        scene.coarse,
-        tmp_path,
-        transform=scene.transform,
-        crs=scene.crs,
-        datetime="2024-06-21T10:56:21Z",
-        item_id="a",
-    )
+    item = scene_item(scene, tmp_path)
     numbers = np.arange(1, 20 * 30 + 1, dtype="uint16").reshape(20, 30)
     place = rasterio.Affine(60, 0, scene.transform[2], 0, -60, scene.transform[5])
     for name in BANDS_60M:
