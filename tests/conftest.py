@@ -19,7 +19,8 @@ import xarray as xr
 
 import xr_ginet
 from xr_ginet.network import Checkpoint, GINet, GINetConfig, save_checkpoint
-from xr_ginet.sentinel2.bands import BANDS_10M, BANDS_20M
+from xr_ginet.sentinel2.bands import BANDS_10M, BANDS_20M, BANDS_60M
+from xr_ginet.sentinel2.grids import DIMS
 from xr_ginet.simulation import Scene, write_cogs
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -78,6 +79,13 @@ def two_grids(shape: tuple[int, int] = (48, 36), *, n_times: int | None = None, 
         single_grid(BANDS_10M, (2 * shape[0], 2 * shape[1]), 10, n_times=n_times, seed=seed),
         single_grid(BANDS_20M, shape, 20, n_times=n_times, seed=seed),
     )
+
+
+def three_grids(shape: tuple[int, int] = (4, 6), *, n_times: int | None = None, seed: int = 0) -> xr.Dataset:
+    """Return a random cube of all bands, not chunked; ``shape`` is at 60 m."""
+    cube = two_grids((3 * shape[0], 3 * shape[1]), n_times=n_times, seed=seed)
+    sixty = single_grid(BANDS_60M, shape, 60, n_times=n_times, seed=seed)
+    return cube.merge(sixty.rename(dict(zip(DIMS[10], DIMS[60], strict=True))), compat="override", join="override")
 
 
 def scene_item(scene: Scene, folder: Path) -> dict[str, Any]:

@@ -259,7 +259,7 @@ def test_a_picture_shows_its_images_side_by_side(tmp_path) -> None:
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning
 
-    left, right = np.zeros((6, 4, 5)), np.ones((6, 4, 5)) * np.linspace(0, 1, 5)
+    left, right = np.zeros((3, 4, 5)), np.ones((3, 4, 5)) * np.linspace(0, 1, 5)
     write_picture(tmp_path / "new" / "p.png", [left, right])
     with pytest.warns(NotGeoreferencedWarning), rasterio.open(tmp_path / "new" / "p.png") as file:
         pixels = file.read()
@@ -308,7 +308,11 @@ def test_adapt_refuses_before_it_works(checkpoint: Checkpoint, tmp_path) -> None
     for arguments, error, match in (
         ({"steps": 0}, ValueError, "steps=0: must be at least 1"),
         ({"path": tmp_path / "nowhere" / "x.safetensors"}, FileNotFoundError, "no folder .*nowhere"),
-        ({"weights": sixty}, ValueError, "for B01, B09 and factor 2"),
+        (
+            {"weights": sixty, "options": PatchOptions(size=8)},
+            ValueError,
+            "for B01, B09 and factor 2; patches are of B05",
+        ),
         (wild, ValueError, "the loss is .* nothing was written"),
     ):
         with pytest.raises(error, match=match):

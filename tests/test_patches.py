@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from conftest import two_grids
+from conftest import three_grids, two_grids
 from numpy.testing import assert_allclose
 
-from xr_ginet.sentinel2.bands import BANDS_10M, BANDS_20M
+from xr_ginet.sentinel2.bands import BANDS_10M, BANDS_20M, BANDS_60M
 from xr_ginet.training import patches as module
 from xr_ginet.training.degradation import degrade, mtf_mean
 from xr_ginet.training.patches import Patches, PatchOptions
@@ -48,7 +48,9 @@ def test_a_pass_covers_all_pixels_once_and_reads_each_chunk_once(monkeypatch: py
     dataset = Patches(cubes, PatchOptions(**PLAIN))
     reads: Counter = Counter()
     read = dataset._read
-    monkeypatch.setattr(dataset, "_read", lambda unit, gains: (reads.update([str(unit)]), read(unit, gains))[1])
+    monkeypatch.setattr(
+        dataset, "_read", lambda patches, gains: (reads.update([patches[0].unit]), read(patches, gains))[1]
+    )
     seen = Counter(identity(sample) for sample in dataset)
     assert sum(seen.values()) == 2 * 6 * 4 + 4 * 4
     assert set(seen.values()) == {1}
@@ -88,7 +90,7 @@ def test_a_pass_goes_on_where_it_was_left_and_reads_only_what_matters(stop: int)
     resumed.load_state_dict(state)
     reads: list = []
     read = resumed._read
-    resumed._read = lambda unit, gains: (reads.append(unit), read(unit, gains))[1]  # type: ignore[method-assign]
+    resumed._read = lambda patches, gains: (reads.append(patches), read(patches, gains))[1]  # type: ignore[method-assign]
     assert [identity(s) for s in resumed] == whole[stop:]
     assert len(reads) <= 12 - (stop - 5 - 4) // 4  # what was wholly used up is not read again
     assert resumed.state_dict()["position"] == 0
@@ -170,6 +172,42 @@ def test_the_eight_symmetries_turn_all_three_images_alike() -> None:
         # Degrading the turned truth gives the turned coarse image: the three still belong together.
         assert_allclose(degrade(sample.truth.numpy(), BANDS_20M, degradation="box"), sample.hs, atol=1e-6)
     assert seen == set(range(8))
+
+
+@pytest.mark.parametrize("shift", [False, True])
+def test_60_m_bands_are_degraded_by_six_from_where_the_coarser_pixels_start(shift: bool) -> None:
+    cube = three_grids((16, 20)).chunk()
+    fine, truth = (np.stack([cube[b].values for b in bands]).astype("float32") for bands in (BANDS_10M, BANDS_60M))
+    dataset = Patches([cube], PatchOptions(resolution=60, size=12, augment=False, shift=shift))
+    seen = set()
+    for epoch in range(40):
+        dataset.set_epoch(epoch)
+        [patch] = dataset._plan(0, 1)[0]
+        seen.add((patch.y, patch.x))
+        [sample] = dataset
+        y, x = patch.y % 6, patch.x % 6
+        height, width = (16 - y) // 6 * 6, (20 - x) // 6 * 6
+        inner = truth[:, y : y + height, x : x + width]
+        ms = degrade(fine[:, 6 * y : 6 * (y + height), 6 * x : 6 * (x + width)], BANDS_10M, factor=6)
+        hs = degrade(inner, BANDS_60M, factor=6)
+        top, left = patch.y // 6, patch.x // 6
+        window = (..., slice(6 * top, 6 * top + 12), slice(6 * left, 6 * left + 12))
+        assert_allclose(sample.ms, ms[window], atol=1e-6)
+        assert_allclose(sample.hs, hs[..., top : top + 2, left : left + 2], atol=1e-6)
+        assert_allclose(sample.truth, truth[:, patch.y : patch.y + 12, patch.x : patch.x + 12])
+    assert len(seen) > 20 if shift else seen == {(0, 0), (0, 6)}
+
+
+def test_a_60_m_pixel_is_cloudy_where_one_of_its_20_m_pixels_is() -> None:
+    cube = three_grids((48, 48)).chunk()
+    options = PatchOptions(resolution=60, size=6, augment=False)
+    assert len(list(Patches([cube], options))) == 64
+    cube["SCL"] = (("y_20m", "x_20m"), np.full((144, 144), 4.0))
+    cube["SCL"][143, 0] = 9
+    left = [identity(s) for s in Patches([cube], options)]
+    assert 40 < len(left) < 64
+    corner = np.stack([cube[b].values[-6:, :6] for b in BANDS_60M]).astype("float32")
+    assert corner.tobytes() not in left
 
 
 def test_memory_is_bounded_by_the_buffer() -> None:
@@ -261,6 +299,12 @@ def test_patches_refuse() -> None:
             Patches([chunked()], PatchOptions(size=8, degradation="box", **option))
     with pytest.raises(ValueError, match="size=7: must be a positive multiple of 2"):
         Patches([chunked()], PatchOptions(size=7))
+    with pytest.raises(ValueError, match="resolution=10: must be 20 or 60, metres"):
+        Patches([chunked()], PatchOptions(resolution=10))
+    with pytest.raises(ValueError, match="size=8: must be a positive multiple of 6 pixels at 60 m"):
+        Patches([chunked()], PatchOptions(resolution=60, size=8))
+    with pytest.raises(ValueError, match="cube 0 lacks B01, B09; patches need the bands of 10 m and 60 m"):
+        Patches([chunked()], PatchOptions(resolution=60))
     with pytest.raises(ValueError, match="cube 1 lacks B12"):
         Patches([chunked(), chunked().drop_vars("B12")])
     with pytest.raises(

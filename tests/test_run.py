@@ -6,13 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import three_grids
 from test_fit import simulated_cube
 from typer.testing import CliRunner
 
 from xr_ginet.cli import app
 from xr_ginet.network import load_checkpoint
 from xr_ginet.training.patches import Patches, PatchOptions
-from xr_ginet.training.run import Run, new_network, open_cubes
+from xr_ginet.training.run import Run, new_network, open_cubes, train
 
 RUN = """
 name = "tiny"
@@ -84,6 +85,19 @@ def test_a_new_network_depends_on_its_seed_and_starts_from_k_means(folder: Path)
     assert all(torch.equal(one[key], same[key]) for key in one)
     assert torch.equal(one["guide.classify.0.weight"][range(4), range(4), 1, 1], torch.ones(4))
     assert set(patches.state_dict().values()) == {0}
+
+
+def test_a_run_of_the_60_m_bands_makes_a_network_for_them(tmp_path: Path) -> None:
+    three_grids((24, 24)).chunk().ginet.to_zarr(tmp_path / "cube.zarr")
+    text = RUN.replace("size = 16", "size = 12\nresolution = 60")
+    (tmp_path / "run.toml").write_text(text)
+    checkpoint = train(Run.from_toml(tmp_path / "run.toml"), tmp_path / "out")
+    assert (checkpoint.config.bands, checkpoint.config.factor) == (("B01", "B09"), 6)
+    assert checkpoint.card["task"] == "Sentinel-2 60 m to 10 m"
+    assert (tmp_path / "out" / "pictures" / "step_000002.png").exists()
+    (tmp_path / "run.toml").write_text(text.replace("n_stages", "factor = 3\nn_stages"))
+    with pytest.raises(ValueError, match="for B01, B09 and factor 3; patches are of B01, B09 and factor 6"):
+        train(Run.from_toml(tmp_path / "run.toml"), tmp_path / "again")
 
 
 @pytest.mark.parametrize(

@@ -9,27 +9,20 @@ import numpy as np
 import pytest
 import rasterio
 import xarray as xr
-from conftest import SHARED, needs_shared, no_compute, scene_item, single_grid, two_grids
+from conftest import SHARED, needs_shared, no_compute, scene_item, three_grids, two_grids
 from numpy.testing import assert_allclose, assert_array_equal
 from test_catalogues import NAMES, REAL_ITEMS, full_tile, load_item
 
 import xr_ginet
 from xr_ginet.mapping.classical import ClusterRegression, fit_clusters, upsample
-from xr_ginet.mapping.pipeline import SIXTY, _classical
+from xr_ginet.mapping.pipeline import _classical
 from xr_ginet.network import Checkpoint
 from xr_ginet.sentinel2.bands import BANDS, BANDS_10M, BANDS_20M, BANDS_60M
-from xr_ginet.sentinel2.grids import DIMS, Grid
+from xr_ginet.sentinel2.grids import DIMS, SIXTY, Grid
 from xr_ginet.sentinel2.items import read_item
 from xr_ginet.simulation import simulate
 from xr_ginet.training.degradation import degrade
 from xr_ginet.training.metrics import rmse
-
-
-def three_grids(shape: tuple[int, int] = (4, 6), *, n_times: int | None = None, seed: int = 0) -> xr.Dataset:
-    """Return a random cube of all bands, not chunked; ``shape`` is at 60 m."""
-    cube = two_grids((3 * shape[0], 3 * shape[1]), n_times=n_times, seed=seed)
-    sixty = single_grid(BANDS_60M, shape, 60, n_times=n_times, seed=seed)
-    return cube.merge(sixty.rename(dict(zip(DIMS[10], DIMS[60], strict=True))), compat="override", join="override")
 
 
 @needs_shared

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 import dask.array as da
 import numpy as np
 import xarray as xr
 
 from .. import __version__
-from ..sentinel2.bands import BANDS, BANDS_10M, BANDS_20M, BANDS_60M
+from ..sentinel2.bands import BANDS
 from ..sentinel2.catalog import DEFAULT_COLLECTION, complete
-from ..sentinel2.grids import COARSE_DIMS, DIMS, FINE_DIMS, Grid, check_nesting, read_crs
+from ..sentinel2.grids import COARSE_DIMS, FINE_DIMS, SIXTY, TWENTY, Bands, Grid, check_nesting, read_crs
 from ..sentinel2.layouts import band_attrs, place
 from ..sentinel2.native import two_grids
 from .classical import N_CLUSTERS, Bicubic, ClusterGuide, ClusterRegression, HighPassModulation, fit_clusters
@@ -36,23 +36,6 @@ METHODS: dict[Method, type[Bicubic]] = {
     "glp_hpm": HighPassModulation,
     "regression": ClusterRegression,
 }
-
-
-class Bands(NamedTuple):
-    """Which bands a function takes, and how many times finer the first ones are."""
-
-    fine: tuple[str, ...]
-    coarse: tuple[str, ...]
-    factor: int
-
-    @property
-    def coarse_dims(self) -> tuple[str, str]:
-        """Return the dimensions of the coarse bands."""
-        return DIMS[10 * self.factor]
-
-
-NATIVE = Bands(BANDS_10M, BANDS_20M, 2)
-SIXTY = Bands(BANDS_10M, BANDS_60M, 6)
 
 
 def superresolve(
@@ -123,7 +106,7 @@ def superresolve(
         raise ValueError(f"bands={bands!r}: must be '20m', or 'all' for those of 60 m too")
     ds = two_grids(ds)
     checkpoint = None if weights is None else resolve_weights(weights)
-    native = NATIVE if checkpoint is None else bands_of_network(checkpoint.config)
+    native = TWENTY if checkpoint is None else bands_of_network(checkpoint.config)
     if catalog is not None:
         ds = complete(ds, catalog, collection=collection, sign=sign, bands=native.coarse)
     if checkpoint is None:
@@ -180,7 +163,7 @@ def classical(
         raise ValueError(f"method={method!r}: must be one of {', '.join(METHODS)}")
     if precision not in PRECISIONS or consistency not in ("none", "exact"):
         raise ValueError(f"precision={precision!r}, consistency={consistency!r}: see superresolve for what they may be")
-    return _classical(ds, method, NATIVE, precision=precision, consistency=consistency)
+    return _classical(ds, method, TWENTY, precision=precision, consistency=consistency)
 
 
 def _classical(
@@ -279,17 +262,17 @@ def guide(
         If there is no such method, the weights have no learned guide, or a band is missing or not fit.
     """
     if method == "kmeans":
-        check_cube(ds, NATIVE)
+        check_cube(ds, TWENTY)
         values = map_windows(
             ClusterGuide(),
-            stack_bands(ds, NATIVE.fine, FINE_DIMS),
+            stack_bands(ds, TWENTY.fine, FINE_DIMS),
             factors=(1,),
             depth=0,
-            n_bands=len(NATIVE.coarse),
+            n_bands=len(TWENTY.coarse),
             dtype="float32",
-            parameters=(_fit(ds, NATIVE),),
+            parameters=(_fit(ds, TWENTY),),
         )
-        return _label_guide(ds, values, NATIVE, {"ginet_method": "kmeans"})
+        return _label_guide(ds, values, TWENTY, {"ginet_method": "kmeans"})
     if method != "learned":
         raise ValueError(f"method={method!r}: must be 'learned' or 'kmeans'")
     checkpoint = resolve_weights(weights)

@@ -6,11 +6,13 @@ A grid is a transform, a shape and a CRS. Nothing here reads pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
+
+from .bands import BANDS_10M, BANDS_20M, BANDS_60M
 
 if TYPE_CHECKING:
     from pyproj import CRS
@@ -23,6 +25,23 @@ FINE_DIMS = ("y", "x")
 COARSE_DIMS = ("y_20m", "x_20m")
 DIMS = {10: FINE_DIMS, 20: COARSE_DIMS, 60: ("y_60m", "x_60m")}
 """Of the bands of each native resolution in metres."""
+
+
+class Bands(NamedTuple):
+    """Which bands a function takes, and how many times finer the first ones are."""
+
+    fine: tuple[str, ...]
+    coarse: tuple[str, ...]
+    factor: int
+
+    @property
+    def coarse_dims(self) -> tuple[str, str]:
+        """Return the dimensions of the coarse bands."""
+        return DIMS[10 * self.factor]
+
+
+TWENTY = Bands(BANDS_10M, BANDS_20M, 2)
+SIXTY = Bands(BANDS_10M, BANDS_60M, 6)
 
 
 @dataclass(frozen=True)

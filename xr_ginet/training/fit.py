@@ -33,14 +33,14 @@ except ImportError as error:
     raise ImportError("training needs Lightning: pip install 'xr-ginet[train]'") from error
 
 from ..network import Checkpoint, GINet, load_checkpoint, save_checkpoint
-from ..sentinel2.bands import BANDS_10M, BANDS_20M
 from .objective import relative_error
 from .patches import Patches, PatchOptions, Sample
 
 COLDEST = 0.05
 """Temperature at which clusters that become hard end."""
 
-FALSE_COLOUR = ("B12", "B8A", "B05")
+FALSE_COLOUR = {20: ("B12", "B8A", "B05"), 60: ("B09", "B09", "B01")}
+"""Bands shown as red, green and blue, by their resolution."""
 
 
 @dataclass(frozen=True)
@@ -102,8 +102,8 @@ class Stream(IterableDataset):
                 empty = False
             if empty and began:
                 raise ValueError(
-                    f"no patch of {self.patches.options.size} pixels at 20 m is free of missing and cloudy pixels. "
-                    "Type a smaller size"
+                    f"no patch of {self.patches.options.size} pixels at {self.patches.options.resolution} m is free of "
+                    "missing and cloudy pixels. Type a smaller size"
                 )
             self.patches.set_epoch(self.patches.epoch + 1)
             began = True  # a pass that was taken up at its end is empty
@@ -172,13 +172,14 @@ class Fitting(pl.LightningModule):
         self.squares.append(((estimate - batch.truth)[inner] ** 2).mean((2, 3)).sum(0))
         self.squares[-1] = torch.cat([self.squares[-1], torch.tensor([float(len(estimate))], device=self.device)])
         if index == 0 and self.pictures and self.trainer.is_global_zero:
-            hs = F.interpolate(batch.hs[:1], scale_factor=2, mode="nearest")
-            bicubic = F.interpolate(batch.hs[:1], scale_factor=2, mode="bicubic")
+            config = self.network.config
+            shown = [config.bands.index(band) for band in FALSE_COLOUR[10 * config.factor]]
+            hs, bicubic = (F.interpolate(batch.hs, scale_factor=config.factor, mode=m) for m in ("nearest", "bicubic"))
             path = self.pictures / f"step_{self.global_step:06d}.png"
-            write_picture(path, [image[0].cpu().numpy() for image in (hs, bicubic, estimate[:1], batch.truth[:1])])
+            write_picture(path, [image[0, shown].cpu().numpy() for image in (hs, bicubic, estimate, batch.truth)])
 
     def on_validation_epoch_end(self) -> None:
-        total = torch.stack(self.squares).sum(0) if self.squares else torch.zeros(len(BANDS_20M) + 1)
+        total = torch.stack(self.squares).sum(0) if self.squares else torch.zeros(len(self.network.config.bands) + 1)
         self.squares.clear()
         total = cast(Tensor, self.all_gather(total)).reshape(-1, len(total)).sum(0)
         self.rmse = float((total[:-1] / total[-1]).mean().sqrt() * 1e4)
@@ -235,9 +236,17 @@ def fit(
     Raises
     ------
     ValueError
-        If no patch is free of missing pixels, or a run in the folder had other options.
+        If the network is for other bands than the patches, no patch is free of missing pixels, or a run in the folder
+        had other options.
     """
     options = options or FitOptions()
+    config = network.config
+    if (config.guide_bands, config.bands, config.factor) != patches.bands:
+        raise ValueError(
+            f"the network is for {', '.join(config.bands)} and factor {config.factor}; patches are of "
+            f"{', '.join(patches.bands.coarse)} and factor {patches.bands.factor}. Type resolution="
+            f"{10 * config.factor} for the patches, or name other weights"
+        )
     if options.threads:
         torch.set_num_threads(options.threads)
     module = Fitting(network, options, patches=patches, pictures=folder / "pictures" if folder else None)
@@ -306,13 +315,12 @@ def _quiet() -> Iterator[None]:
 
 
 def write_picture(path: Path, images: Sequence[np.ndarray]) -> None:
-    """Write images ``(6, y, x)`` of one size side by side in false colour, stretched alike, as a PNG."""
+    """Write images ``(3, y, x)`` of one size side by side, stretched as the last one, as a PNG."""
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning
 
-    bands = [BANDS_20M.index(band) for band in FALSE_COLOUR]
-    rgb = np.concatenate([image[bands] for image in images], axis=-1)
-    low, high = (np.percentile(images[-1][bands], q, axis=(1, 2))[:, None, None] for q in (1, 99))
+    rgb = np.concatenate(images, axis=-1)
+    low, high = (np.percentile(images[-1], q, axis=(1, 2))[:, None, None] for q in (1, 99))
     pixels = (255 * np.clip((rgb - low) / np.maximum(high - low, 1e-6), 0, 1)).astype("uint8")
     path.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
@@ -337,7 +345,7 @@ def adapt(
     Parameters
     ----------
     ds : Dataset
-        Two-grid cube; read lazily, chunk by chunk, as `Patches` does.
+        Cube of the 10 m bands and those of the weights; read lazily, chunk by chunk, as `Patches` does.
     path : str or Path
         Safetensors file to write.
     weights : str, Path or Checkpoint
@@ -345,9 +353,9 @@ def adapt(
     steps, batch_size, learning_rate
         With patches of 48 pixels a step of the packaged ``ginet-s`` takes about a second of one core.
     options : PatchOptions, optional
-        Patches; without them the degradation is the one that the weights were trained for. For ``mtf``, adapting has
-        made every scene better, for ``box`` worse (``benchmarks/quality.md``): block means of block means are blurred
-        otherwise than block means.
+        Patches; without them resolution and degradation are those that the weights were trained for. For ``mtf``,
+        adapting has made every scene better, for ``box`` worse (``benchmarks/quality.md``): block means of block means
+        are blurred otherwise than block means.
     progress : bool
         Show a progress bar.
 
@@ -365,15 +373,12 @@ def adapt(
         If the folder of ``path`` does not exist.
     """
     start = weights if isinstance(weights, Checkpoint) else load_checkpoint(weights)
-    options = options or PatchOptions(degradation=start.card.get("degradation", "mtf"))
+    options = options or PatchOptions(
+        resolution=cast(Literal[20, 60], 10 * start.config.factor), degradation=start.card.get("degradation", "mtf")
+    )
     fitting = FitOptions(
         steps=steps, batch_size=batch_size, learning_rate=learning_rate, warm_up=20, averaging=0.98, accelerator="cpu"
     )
-    if (start.config.bands, start.config.guide_bands, start.config.factor) != (BANDS_20M, BANDS_10M, 2):
-        raise ValueError(
-            f"{start.name} is for {', '.join(start.config.bands)} and factor {start.config.factor}; patches are of the "
-            "six 20 m bands"
-        )
     if not Path(path).parent.is_dir():
         raise FileNotFoundError(f"no folder {Path(path).parent} to write the adapted weights to")
     fitted = fit(start.network(), Patches([ds], options), fitting, progress=progress)
@@ -382,7 +387,7 @@ def adapt(
             f"the loss is {fitted.losses[-1]} after {steps} steps: nothing was written. Type a smaller learning_rate="
         )
     card = {
-        "task": start.card.get("task", "Sentinel-2 20 m to 10 m"),
+        "task": f"Sentinel-2 {options.resolution} m to 10 m",
         "degradation": options.degradation,
         "adapted_from": {"name": start.name, "sha256": start.sha256, "card": start.card},
         "adapted_on": np.atleast_1d(ds.attrs.get("source_items", [])).astype(str).tolist(),

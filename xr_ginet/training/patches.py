@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import dask
 import numpy as np
@@ -29,14 +29,16 @@ from scipy.ndimage import binary_dilation
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
-from ..sentinel2.bands import BANDS, BANDS_10M, BANDS_20M
-from ..sentinel2.grids import COARSE_DIMS, FINE_DIMS, Grid, check_nesting
+from ..sentinel2.bands import BANDS, SCL
+from ..sentinel2.grids import COARSE_DIMS, FINE_DIMS, SIXTY, TWENTY, Bands, Grid, check_nesting
 from ..sentinel2.scl import CLOUDY
 from .degradation import TAPS_PER_FACTOR, Degradation, box_mean, mtf_mean
 
-FACTOR = 2
 GAIN_RANGE = (0.05, 0.9)
 """MTF gains between which jitter stays."""
+
+PAIRS: dict[int, Bands] = {20: TWENTY, 60: SIXTY}
+"""By the resolution of the bands to restore."""
 
 
 class Unit(NamedTuple):
@@ -45,7 +47,7 @@ class Unit(NamedTuple):
     cube: int
     time: int | None
     rows: slice
-    """At 20 m; even bounds."""
+    """Of coarse pixels; they start at a multiple of the factor."""
     columns: slice
 
 
@@ -55,11 +57,11 @@ class Patch(NamedTuple):
     unit: int
     y: int
     x: int
-    """First pixel within the unit, at 20 m."""
+    """First pixel within the unit, coarse."""
     symmetry: int
     """0 to 7: quarter turns, and a mirror from 4 on."""
     gains: tuple[float, ...]
-    """Of the ten bands: of 10 m, then of 20 m."""
+    """Of the bands: of the fine, then of the coarse ones."""
 
 
 class Progress(NamedTuple):
@@ -77,19 +79,21 @@ class Sample(NamedTuple):
     """A training pair at reduced scale."""
 
     ms: Tensor
-    """``(4, size, size)``: the 10 m bands at 20 m."""
+    """``(4, size, size)``: the 10 m bands at the coarse bands' resolution."""
     hs: Tensor
-    """``(6, size / 2, size / 2)``: the 20 m bands at 40 m."""
+    """``(band, size / factor, size / factor)``: the coarse bands, coarser by the factor again."""
     truth: Tensor
-    """``(6, size, size)``: the 20 m bands as measured."""
+    """``(band, size, size)``: the coarse bands as measured."""
 
 
 @dataclass(frozen=True)
 class PatchOptions:
     """What a pass over the cubes yields."""
 
+    resolution: Literal[20, 60] = 20
+    """Of the bands that are restored, in metres: the six of 20 m by a factor of 2, or B01 and B09 by one of 6."""
     size: int = 48
-    """Side of a patch in 20 m pixels, a multiple of 2."""
+    """Side of a patch in pixels of that resolution, a multiple of the factor."""
     degradation: Degradation = "mtf"
     """How both inputs are made coarser."""
     buffer: int = 512
@@ -108,6 +112,9 @@ class PatchOptions:
     """Range from which the MTF gain of the 10 m bands is drawn, one per chunk and pass; for ``mtf`` only. None: their
     own, 0.25, with which they come out blurrier than the truth; with 0.45 they are as sharp as the truth, as the 10 m
     bands are at full scale."""
+    shift: bool = False
+    """Whether the coarser pixels start at any pixel of a chunk that leaves room for as many patches, drawn per pass, so
+    that few images give many pairs. Without it they start where the chunk does."""
     samples: int | None = None
     """Samples that each process (rank or dataloader worker) yields per pass, so that ranks stay in step: a share with
     fewer is gone through again, differently shuffled and augmented; one with more is cut short. None: each patch once,
@@ -122,8 +129,9 @@ class Patches(IterableDataset):
     Parameters
     ----------
     cubes : sequence of Dataset
-        Two-grid cubes, lazy or not: ten bands of reflectance, optionally ``SCL`` with dims ``[time,] y_20m, x_20m``.
-        Chunks of the 10 m bands in y and x must be twice those of the 20 m bands, with even sizes.
+        Cubes of the 10 m bands and the bands to restore, lazy or not: reflectance, optionally ``SCL`` with dims
+        ``[time,] y_20m, x_20m``. Chunks of the 10 m bands in y and x must be twice (six times) those of the 20 m
+        (60 m) bands, and those multiples of 2 (6).
     options : PatchOptions
         Sizes, degradation, shuffling.
 
@@ -136,15 +144,23 @@ class Patches(IterableDataset):
     Raises
     ------
     ValueError
-        If a cube lacks a band, its grids or chunks do not nest, the size is odd, ``samples`` is not positive, or
+        If a cube lacks a band, its grids or chunks do not nest, the size is no multiple of the factor, there is no such
+        resolution, ``samples`` is not positive, or
         ``gain_jitter`` or ``fine_gain`` is set for another degradation than ``mtf``; while iterating, if ``samples``
         are asked of a process whose share has no patch free of missing and cloudy pixels.
     """
 
     def __init__(self, cubes: Sequence[xr.Dataset], options: PatchOptions | None = None) -> None:
         self.options = options or PatchOptions()
-        if self.options.size < 2 or self.options.size % FACTOR:
-            raise ValueError(f"size={self.options.size}: must be a positive multiple of {FACTOR} pixels at 20 m")
+        if self.options.resolution not in PAIRS:
+            raise ValueError(f"resolution={self.options.resolution!r}: must be 20 or 60, metres")
+        self.bands = PAIRS[self.options.resolution]
+        """Which bands, and the factor between them."""
+        if self.options.size < 1 or self.options.size % self.bands.factor:
+            raise ValueError(
+                f"size={self.options.size}: must be a positive multiple of {self.bands.factor} pixels at "
+                f"{self.options.resolution} m"
+            )
         if self.options.samples is not None and self.options.samples < 1:
             raise ValueError(f"samples={self.options.samples}: must be at least 1, or None for each patch once")
         for name in ("gain_jitter", "fine_gain"):
@@ -154,10 +170,11 @@ class Patches(IterableDataset):
                     f"Leave {name} out"
                 )
         self.cubes = list(cubes)
-        self.units = [unit for index, cube in enumerate(self.cubes) for unit in _units(index, cube)]
+        self.units = [unit for index, cube in enumerate(self.cubes) for unit in _units(index, cube, self.bands)]
         if not any(self._grid_size(unit)[0] * self._grid_size(unit)[1] for unit in self.units):
             raise ValueError(
-                f"no chunk is as large as a patch of {self.options.size} pixels at 20 m. Chunk the cubes coarser"
+                f"no chunk is as large as a patch of {self.options.size} pixels at {self.options.resolution} m. Chunk "
+                "the cubes coarser, or type a smaller size="
             )
         self._epoch = torch.zeros(1, dtype=torch.int64).share_memory_()  # workers that persist see it change
         self._progress = self._resume = Progress()
@@ -200,7 +217,8 @@ class Patches(IterableDataset):
             if not at.yielded:
                 raise ValueError(
                     f"samples={enough}, but share {share} of {shares} has no patch of {self.options.size} pixels at "
-                    "20 m free of missing and cloudy pixels. Type smaller chunks or fewer processes"
+                    f"{self.options.resolution} m free of missing and cloudy pixels. Type smaller chunks or fewer "
+                    "processes"
                 )
             at = Progress(at.round + 1, 0, at.yielded)
         self._progress = Progress()
@@ -218,7 +236,7 @@ class Patches(IterableDataset):
 
             def read_ahead() -> None:
                 for unit, patches in itertools.islice(waiting, max(1, self.options.prefetch) - len(ahead)):
-                    ahead.append((patches, pool.submit(self._read, self.units[unit], self._mtf_gains(epoch, unit))))
+                    ahead.append((patches, pool.submit(self._read, patches, self._mtf_gains(epoch, unit))))
 
             try:
                 for patch in order[at.position :]:
@@ -265,7 +283,8 @@ class Patches(IterableDataset):
             axis.stop - axis.start - n * size
             for axis, n in zip((self.units[unit].rows, self.units[unit].columns), (rows, columns), strict=True)
         ]
-        top, left = (FACTOR * int(rng.integers(s // FACTOR + 1)) for s in slack)
+        step = 1 if self.options.shift else self.bands.factor
+        top, left = (step * int(rng.integers(s // step + 1)) for s in slack)
         patches = []
         for i, j in itertools.product(range(rows), range(columns)):
             symmetry = int(rng.integers(8)) if self.options.augment else 0
@@ -273,46 +292,54 @@ class Patches(IterableDataset):
         return patches
 
     def _gains(self, rng: np.random.Generator) -> tuple[float, ...]:
-        """Return what each of the ten bands is multiplied by."""
+        """Return what each band is multiplied by."""
+        n_bands = len(self.bands.fine + self.bands.coarse)
         if not self.options.augment:
-            return (1.0,) * len(BANDS_10M + BANDS_20M)
+            return (1.0,) * n_bands
         common = rng.normal(0, self.options.gain_spread)
-        own = rng.normal(0, self.options.band_gain_spread, len(BANDS_10M + BANDS_20M))
+        own = rng.normal(0, self.options.band_gain_spread, n_bands)
         return tuple(np.exp(common + own).tolist())
 
     def _mtf_gains(self, epoch: int, unit: int) -> list[float]:
-        """Return the blur's gain at the Nyquist frequency of each of the ten bands, for one chunk in one pass."""
+        """Return the blur's gain at the Nyquist frequency of each band, for one chunk in one pass."""
         rng = np.random.default_rng((self.options.seed, epoch, unit, 1))  # whoever reads it, and in whatever order
-        gains = np.array([BANDS[name].mtf_gain for name in BANDS_10M + BANDS_20M])
+        gains = np.array([BANDS[name].mtf_gain for name in self.bands.fine + self.bands.coarse])
         gains = gains + rng.normal(0, self.options.gain_jitter, gains.size)
         if self.options.fine_gain:
-            gains[: len(BANDS_10M)] += rng.uniform(*self.options.fine_gain) - BANDS["B02"].mtf_gain
+            gains[: len(self.bands.fine)] += rng.uniform(*self.options.fine_gain) - BANDS["B02"].mtf_gain
         return [float(gain) for gain in gains.clip(*GAIN_RANGE)]
 
-    def _read(self, unit: Unit, mtf_gains: list[float]) -> tuple[NDArray, NDArray, NDArray, NDArray]:
-        """Return a chunk as ``(ms, hs, truth, valid)``, degraded whole so that patches have no borders of their own."""
+    def _read(self, patches: list[Patch], mtf_gains: list[float]) -> tuple[NDArray, NDArray, NDArray, NDArray]:
+        """Return the chunk of some patches as ``(ms, hs, truth, valid)``, degraded whole: patches have no borders."""
+        factor, (fine_bands, coarse_bands) = self.bands.factor, self.bands[:2]
+        unit = self.units[patches[0].unit]
         cube = self.cubes[unit.cube]
         if unit.time is not None:
             cube = cube.isel(time=unit.time)
-        fine = cube[list(BANDS_10M)].isel(y=_scaled(unit.rows, FACTOR), x=_scaled(unit.columns, FACTOR))
-        coarse = cube[[*BANDS_20M, *(["SCL"] if "SCL" in cube else [])]].isel(y_20m=unit.rows, x_20m=unit.columns)
-        fine, coarse = dask.compute(fine, coarse)
+        rows, columns = (
+            slice(axis.start + first % factor, axis.stop - (axis.stop - axis.start - first) % factor)
+            for axis, first in ((unit.rows, patches[0].y), (unit.columns, patches[0].x))
+        )
+        fine = _select(cube[list(fine_bands)], FINE_DIMS, rows, columns, factor)
+        coarse = _select(cube[list(coarse_bands)], self.bands.coarse_dims, rows, columns, 1)
+        n_classes = self.options.resolution // 20  # pixels of the classification, on each side of a coarse one
+        classes = _select(cube[[SCL]], COARSE_DIMS, rows, columns, n_classes) if SCL in cube else xr.Dataset()
+        fine, coarse, classes = dask.compute(fine, coarse, classes)
         ms, truth = (
             np.stack([ds[b].transpose(*dims).values for b in bands]).astype("float32")
-            for ds, bands, dims in ((fine, BANDS_10M, FINE_DIMS), (coarse, BANDS_20M, COARSE_DIMS))
+            for ds, bands, dims in ((fine, fine_bands, FINE_DIMS), (coarse, coarse_bands, self.bands.coarse_dims))
         )
-        height, width = truth.shape[-2:]
-        valid = np.isfinite(truth).all(0) & np.isfinite(ms.reshape(-1, height, 2, width, 2)).all((0, 2, 4))
-        if "SCL" in coarse:
-            classes = coarse["SCL"].transpose(*COARSE_DIMS).values
-            valid &= np.isfinite(classes) & ~np.isin(classes, CLOUDY)
+        valid = np.isfinite(truth).all(0) & _blocks(np.isfinite(ms).all(0), factor).all((1, 3))
+        if SCL in classes:
+            seen = classes[SCL].transpose(*COARSE_DIMS).values
+            valid &= _blocks(np.isfinite(seen) & ~np.isin(seen, CLOUDY), n_classes).all((1, 3))
         if not valid.all():  # what the blur mixes with a missing pixel is no good either
-            valid = ~binary_dilation(~valid, iterations=TAPS_PER_FACTOR)
+            valid = ~binary_dilation(~valid, iterations=TAPS_PER_FACTOR * factor // 2)
         ms, hs = (
-            mtf_mean(filled, FACTOR, gains) if self.options.degradation == "mtf" else box_mean(filled, FACTOR)
+            mtf_mean(filled, factor, gains) if self.options.degradation == "mtf" else box_mean(filled, factor)
             for filled, gains in (
-                (np.where(np.isfinite(ms), ms, np.float32(0)), mtf_gains[: len(BANDS_10M)]),
-                (np.where(np.isfinite(truth), truth, np.float32(0)), mtf_gains[len(BANDS_10M) :]),
+                (np.where(np.isfinite(ms), ms, np.float32(0)), mtf_gains[: len(fine_bands)]),
+                (np.where(np.isfinite(truth), truth, np.float32(0)), mtf_gains[len(fine_bands) :]),
             )
         )
         return ms, hs, truth, valid
@@ -320,25 +347,36 @@ class Patches(IterableDataset):
     def _cut(self, unit: tuple[NDArray, NDArray, NDArray, NDArray], patch: Patch) -> Sample | None:
         """Return one patch, turned and scaled, or None where a pixel is missing or cloudy."""
         ms, hs, truth, valid = unit
-        size, half = self.options.size, self.options.size // FACTOR
-        window = (..., slice(patch.y, patch.y + size), slice(patch.x, patch.x + size))
-        if not valid[window[1:]].all():
+        size, factor = self.options.size, self.bands.factor
+        y, x = patch.y // factor, patch.x // factor
+        coarser = (..., slice(y, y + size // factor), slice(x, x + size // factor))
+        window = (..., slice(factor * y, factor * y + size), slice(factor * x, factor * x + size))
+        if not valid[window].all():
             return None
-        y, x = patch.y // FACTOR, patch.x // FACTOR
-        images = ms[window], hs[:, y : y + half, x : x + half], truth[window]
         gains = np.array(patch.gains, "float32")[:, None, None]
-        fine, coarse = gains[: len(BANDS_10M)], gains[len(BANDS_10M) :]
-        turned = (_turn(image, patch.symmetry) for image in images)
+        fine, coarse = gains[: len(self.bands.fine)], gains[len(self.bands.fine) :]
+        turned = (_turn(image, patch.symmetry) for image in (ms[window], hs[coarser], truth[window]))
         return Sample(*(torch.from_numpy(i * g) for i, g in zip(turned, (fine, coarse, coarse), strict=True)))
 
 
-def _units(index: int, cube: xr.Dataset) -> list[Unit]:
-    """Return the chunks of a cube, whose 10 m and 20 m chunks must cover the same ground."""
-    missing = [band for band in (*BANDS_10M, *BANDS_20M) if band not in cube]
+def _select(ds: xr.Dataset, dims: tuple[str, str], rows: slice, columns: slice, step: int) -> xr.Dataset:
+    """Return the rows and columns of a grid with ``step`` pixels to each of theirs."""
+    return ds.isel({d: slice(step * w.start, step * w.stop) for d, w in zip(dims, (rows, columns), strict=True)})
+
+
+def _blocks(image: NDArray, step: int) -> NDArray:
+    """Return ``(y, x)`` as ``(y / step, step, x / step, step)``."""
+    return image.reshape(image.shape[0] // step, step, -1, step)
+
+
+def _units(index: int, cube: xr.Dataset, bands: Bands) -> list[Unit]:
+    """Return the chunks of a cube, whose fine and coarse chunks must cover the same ground."""
+    names, factor = (*bands.fine, *bands.coarse), bands.factor
+    missing = [band for band in names if band not in cube]
     if missing:
-        raise ValueError(f"cube {index} lacks {', '.join(missing)}; patches need the ten bands at 10 m and 20 m")
-    for band in (*BANDS_10M, *BANDS_20M):
-        like = cube["B02" if band in BANDS_10M else "B05"]
+        raise ValueError(f"cube {index} lacks {', '.join(missing)}; patches need the bands of 10 m and {10 * factor} m")
+    for band in names:
+        like = cube[bands.fine[0] if band in bands.fine else bands.coarse[0]]
         if not np.issubdtype(cube[band].dtype, np.floating):
             raise ValueError(f"cube {index}: {band} is {cube[band].dtype}, digital numbers; patches need reflectance")
         if cube[band].chunksizes != like.chunksizes or set(cube[band].chunksizes.get("time", (1,))) != {1}:
@@ -346,19 +384,19 @@ def _units(index: int, cube: xr.Dataset) -> list[Unit]:
                 f"cube {index}: {band} has the chunks {dict(cube[band].chunksizes)}; for each to be read once, the "
                 "bands of one resolution must be chunked alike, in time one by one: ds.unify_chunks().chunk(time=1)"
             )
-    check_nesting(Grid.from_coords(cube), Grid.from_coords(cube, COARSE_DIMS), FACTOR)
+    check_nesting(Grid.from_coords(cube), Grid.from_coords(cube, bands.coarse_dims), factor)
     axes = []
-    for fine_dim, coarse_dim in zip(FINE_DIMS, COARSE_DIMS, strict=True):
-        fine = cube["B02"].chunksizes.get(fine_dim, (cube.sizes[fine_dim],))
-        coarse = cube["B05"].chunksizes.get(coarse_dim, (cube.sizes[coarse_dim],))
-        if fine != tuple(FACTOR * n for n in coarse) or any(n % FACTOR for n in coarse[:-1]):
-            even = max(coarse) // FACTOR * FACTOR
+    for fine_dim, coarse_dim in zip(FINE_DIMS, bands.coarse_dims, strict=True):
+        fine = cube[bands.fine[0]].chunksizes.get(fine_dim, (cube.sizes[fine_dim],))
+        coarse = cube[bands.coarse[0]].chunksizes.get(coarse_dim, (cube.sizes[coarse_dim],))
+        if fine != tuple(factor * n for n in coarse) or any(n % factor for n in coarse[:-1]):
+            whole = max(factor, max(coarse) // factor * factor)
             raise ValueError(
-                f"cube {index} has chunks {fine[:3]} in {fine_dim} and {coarse[:3]} in {coarse_dim}: 10 m chunks must "
-                f"be twice the 20 m ones, and those even, for each to be read once. Type "
-                f"ds.chunk({{'{fine_dim}': {FACTOR * even}, '{coarse_dim}': {even}}})"
+                f"cube {index} has chunks {fine[:3]} in {fine_dim} and {coarse[:3]} in {coarse_dim}: the fine chunks "
+                f"must be {factor} times the coarse ones, and those multiples of {factor}, for each to be read once. "
+                f"Type ds.chunk({{'{fine_dim}': {factor * whole}, '{coarse_dim}': {whole}}})"
             )
-        edges = np.concatenate([[0], np.cumsum(coarse)]) // FACTOR * FACTOR
+        edges = np.concatenate([[0], np.cumsum(coarse)])
         axes.append([slice(int(a), int(b)) for a, b in itertools.pairwise(edges)])
     times: list[int | None] = list(range(cube.sizes["time"])) if "time" in cube.dims else [None]
     return [Unit(index, time, rows, columns) for time, rows, columns in itertools.product(times, *axes)]
@@ -379,10 +417,6 @@ def _take(buffer: list[Patch], rng: np.random.Generator) -> Patch:
     index = int(rng.integers(len(buffer)))
     buffer[index], buffer[-1] = buffer[-1], buffer[index]
     return buffer.pop()
-
-
-def _scaled(window: slice, factor: int) -> slice:
-    return slice(window.start * factor, window.stop * factor)
 
 
 def _turn(image: NDArray, symmetry: int) -> NDArray:

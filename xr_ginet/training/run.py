@@ -35,11 +35,11 @@ import torch
 import xarray as xr
 
 from ..network import Checkpoint, GINet, GINetConfig, load_checkpoint, save_checkpoint
-from ..sentinel2.bands import BANDS_10M, BANDS_20M
 from ..sentinel2.catalog import public_url
+from ..sentinel2.grids import TWENTY
 from .fit import FitOptions, fit
 from .objective import start_from_clusters, start_near_bicubic
-from .patches import Patches, PatchOptions
+from .patches import PAIRS, Patches, PatchOptions
 
 Table = Mapping[str, Any]
 T = TypeVar("T")
@@ -92,7 +92,9 @@ class Run:
             table[name] = tuple(_with_path(entry, Path(path).parent, name) for entry in table.get(name, ()))
         if not table["train"]:
             raise ValueError(f"{path} names no cube to learn from: add [[train]] with path= or catalog=")
-        table["network"] = {"assignment": "soft"} | table.get("network", {})
+        bands = PAIRS.get(table.get("patches", {}).get("resolution", 20), TWENTY)
+        own = {"assignment": "soft", "bands": bands.coarse, "factor": bands.factor}
+        table["network"] = own | table.get("network", {})
         built: dict[str, Any] = {
             name: _build(kind, table.get(name, {}), f"{path} [{name}]") for name, kind in sections.items()
         }
@@ -166,22 +168,17 @@ def train(run: Run, folder: str | Path, *, progress: bool = False, command: str 
     Raises
     ------
     ValueError
-        If the network is for other bands than the six at 20 m, or as `Patches` and `fit` do.
+        As `Patches` and `fit` do.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     patches = Patches(open_cubes(run.train), run.patches)
     network = new_network(run, patches)
-    if (network.config.bands, network.config.guide_bands, network.config.factor) != (BANDS_20M, BANDS_10M, 2):
-        raise ValueError(
-            f"the network is for {', '.join(network.config.bands)} and factor {network.config.factor}; patches are of "
-            "the six 20 m bands"
-        )
     watched = Patches(open_cubes(run.validation), _plain(run.patches)) if run.validation else None
     fitted = fit(network, patches, run.fit, validation=watched, folder=folder, progress=progress)
     start = load_checkpoint(run.start) if run.start else None
     card = {
-        "task": "Sentinel-2 20 m to 10 m",
+        "task": f"Sentinel-2 {run.patches.resolution} m to 10 m",
         "start": {"name": start.name, "sha256": start.sha256} if start else None,
         "degradation": run.patches.degradation,
         "data": {"train": _names(run.train), "validation": _names(run.validation)},
@@ -194,7 +191,7 @@ def train(run: Run, folder: str | Path, *, progress: bool = False, command: str 
 
 
 def _plain(options: PatchOptions) -> PatchOptions:
-    return replace(options, augment=False, gain_jitter=0.0, fine_gain=None)
+    return replace(options, augment=False, gain_jitter=0.0, fine_gain=None, shift=False)
 
 
 def _names(entries: tuple[Table, ...]) -> list[str]:
