@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import dask.array as da
 import numpy as np
 import pytest
 import rasterio
+import torch
 import xarray as xr
-from conftest import SHARED, needs_shared, no_compute, scene_item, three_grids, two_grids
+from conftest import SHARED, needs_shared, no_compute, random_checkpoint, scene_item, three_grids, two_grids
 from numpy.testing import assert_allclose, assert_array_equal
 from test_catalogues import NAMES, REAL_ITEMS, full_tile, load_item
+from typer.testing import CliRunner
 
 import xr_ginet
+from xr_ginet.cli import app
 from xr_ginet.mapping.classical import ClusterRegression, fit_clusters, upsample
 from xr_ginet.mapping.pipeline import _classical
 from xr_ginet.network import Checkpoint
@@ -44,7 +48,7 @@ def test_a_real_item_yields_its_60_m_bands(name: str, epsg: int, origin: tuple) 
         assert (asset.epsg, asset.grid) == (epsg, Grid(*origin, 60, -60, (1830, 1830)))
 
 
-def test_a_cube_with_60_m_bands_is_snapped_to_their_pixels(tmp_path: Path) -> None:
+def test_a_cube_with_60_m_bands_is_snapped_to_their_pixels(checkpoint: Checkpoint, tmp_path: Path) -> None:
     scene = simulate((120, 180), seed=2)
     item = scene_item(scene, tmp_path)
     numbers = np.arange(1, 20 * 30 + 1, dtype="uint16").reshape(20, 30)
@@ -75,6 +79,11 @@ def test_a_cube_with_60_m_bands_is_snapped_to_their_pixels(tmp_path: Path) -> No
     assert list(result.data_vars) == list(BANDS)
     assert result["B01"].dims == ("time", "y", "x")
     assert result.rio.transform() == cube.rio.transform()
+    (tmp_path / "item.json").write_text(json.dumps(item))
+    command = ["superresolve", str(tmp_path / "item.json"), str(tmp_path / "cube.zarr"), "--quiet", "--bands", "all"]
+    run = CliRunner().invoke(app, [*command, "--weights", str(checkpoint.path)], catch_exceptions=False)
+    assert run.exit_code == 0, run.output
+    assert set(xr.open_zarr(tmp_path / "cube.zarr").data_vars) >= set(BANDS)
 
 
 def test_all_bands_are_each_what_its_own_method_makes(checkpoint: Checkpoint) -> None:
@@ -94,6 +103,30 @@ def test_all_bands_are_each_what_its_own_method_makes(checkpoint: Checkpoint) ->
     model = fit_clusters(da.from_array(fine), da.from_array(coarse), factor=6, gains=gains, n_clusters=8).compute()
     oracle = ClusterRegression(6, gains, "float64")(fine, coarse, model)
     assert_allclose(np.stack([result[b].values for b in BANDS_60M], 1), oracle, rtol=0, atol=1e-10)
+
+
+def test_the_60_m_bands_by_a_network_are_what_it_makes_of_the_whole_image(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    sixty = random_checkpoint(tmp_path / "sixty.safetensors", bands=BANDS_60M, factor=6, n_stages=1, n_blocks=0)
+    cube = three_grids((8, 11)).chunk({"y": 20, "x": 24})
+    with no_compute():
+        result = cube.ginet.superresolve(weights=checkpoint, bands="all", weights_60m=sixty, precision="float64")
+    fine, coarse = (torch.from_numpy(np.stack([cube[b].values for b in bands])) for bands in (BANDS_10M, BANDS_60M))
+    oracle = sixty.network().double()(fine[None], coarse[None])[0]
+    assert_allclose(np.stack([result[b].values for b in BANDS_60M]), oracle, rtol=0, atol=1e-10)
+    told = [result.attrs[f"ginet_{key}_60m"] for key in ("method", "weights", "weights_sha256")]
+    assert told == ["network", "sixty", sixty.sha256]
+    assert result.attrs["ginet_weights"] == "random"
+    alone = cube.ginet.superresolve(weights=sixty, precision="float64")
+    xr.testing.assert_equal(alone[list(BANDS_60M)].drop_attrs(), result[list(BANDS_60M)].drop_attrs())
+
+
+def test_weights_for_other_bands_are_refused_for_those_of_60_m(checkpoint: Checkpoint) -> None:
+    with pytest.raises(ValueError, match=r"weights_60m='random' are for B05, .* and factor 2; B01, B09 and factor 6"):
+        three_grids().ginet.superresolve(weights=None, bands="all", weights_60m=checkpoint)
+    with pytest.raises(ValueError, match=r"weights_60m is for the 60 m bands, which are left out. Type bands='all'"):
+        three_grids().ginet.superresolve(weights=None, weights_60m=checkpoint)
 
 
 def test_consistency_holds_at_60_m_too() -> None:

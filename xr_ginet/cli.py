@@ -32,6 +32,12 @@ def superresolve(
         bool, typer.Option("--mask-clouds", help="Leave out what the scene classification calls cloudy.")
     ] = False,
     weights: Annotated[str, typer.Option(help="Packaged checkpoint, or path of a .safetensors file.")] = "default",
+    bands: Annotated[
+        Literal["20m", "all"], typer.Option(help="'20m', or 'all': B01 and B09 from 60 m to 10 m too.")
+    ] = "20m",
+    weights_60m: Annotated[
+        str | None, typer.Option(help="For them, a .safetensors file; without it by regression.")
+    ] = None,
     chunks: Annotated[int, typer.Option(help="Pixels per chunk and axis at 10 m.")] = 1024,
     depth: Annotated[str, typer.Option(help="'exact', 'auto', or overlap in 10 m pixels.")] = "exact",
     device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
@@ -53,7 +59,7 @@ def superresolve(
     """Super-resolve what a STAC catalogue holds of an area, into a Zarr store."""
     from . import open_stac
     from . import superresolve as superresolve_cube
-    from .sentinel2.bands import BANDS_10M, BANDS_20M, SCL
+    from .sentinel2.bands import BANDS_10M, BANDS_20M, BANDS_60M, SCL
 
     with _errors_as_messages():
         cube = open_stac(
@@ -63,13 +69,15 @@ def superresolve(
             datetime=datetime,
             max_items=max_items,
             chunks=chunks,
-            bands=(*BANDS_10M, *BANDS_20M, *([SCL] if mask_clouds else [])),
+            bands=(*BANDS_10M, *BANDS_20M, *(BANDS_60M if bands == "all" else ()), *([SCL] if mask_clouds else ())),
         )
         if mask_clouds:
             cube = cube.ginet.mask_clouds()
         result = superresolve_cube(
             cube,
             weights=weights,
+            bands=bands,
+            weights_60m=weights_60m,
             depth=int(depth) if depth.isdigit() else depth,
             device=device,
             consistency=consistency,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import dask.array as da
 import numpy as np
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ..sentinel2.catalog import Catalog
 
 Method = Literal["bicubic", "glp_hpm", "regression"]
+SHA256 = "ginet_weights_sha256"
 METHODS: dict[Method, type[Bicubic]] = {
     "bicubic": Bicubic,
     "glp_hpm": HighPassModulation,
@@ -43,6 +44,7 @@ def superresolve(
     *,
     weights: str | Path | Checkpoint | None = "default",
     bands: Literal["20m", "all"] = "20m",
+    weights_60m: str | Path | Checkpoint | None = None,
     depth: int | str = "exact",
     device: str = "auto",
     precision: Precision = "float32",
@@ -64,7 +66,10 @@ def superresolve(
         Name of a packaged checkpoint or path of a safetensors file, which every worker must be able to read. None is
         without training: the detail of ``guide(method="kmeans")`` by back-projection, see `classical`.
     bands : {"20m", "all"}
-        ``"all"``: B01 and B09 at 10 m too, from ``y_60m, x_60m``, without training: as with ``weights=None``.
+        ``"all"``: B01 and B09 at 10 m too, from ``y_60m, x_60m``.
+    weights_60m : str, Path, Checkpoint or None
+        Likewise for them, of a network for factor 6 (``xr-ginet train`` with ``resolution = 60``). None is without
+        training, as with ``weights=None``, which has been more accurate (``benchmarks/quality.md``).
     depth : "exact", "auto" or int
         Overlap of the blocks in 10 m pixels. ``"exact"`` is what the network can see, so that the result does not
         depend on the chunks. ``"auto"`` is faster: with the packaged weights the result depends on them by less than
@@ -104,38 +109,66 @@ def superresolve(
     """
     if bands not in ("20m", "all"):
         raise ValueError(f"bands={bands!r}: must be '20m', or 'all' for those of 60 m too")
+    if weights_60m is not None and bands != "all":
+        raise ValueError("weights_60m is for the 60 m bands, which are left out. Type bands='all'")
     ds = two_grids(ds)
     checkpoint = None if weights is None else resolve_weights(weights)
     native = TWENTY if checkpoint is None else bands_of_network(checkpoint.config)
     if catalog is not None:
         ds = complete(ds, catalog, collection=collection, sign=sign, bands=native.coarse)
+    if checkpoint is None and (depth, device, self_ensemble) != ("exact", "auto", False):
+        raise ValueError(
+            f"depth={depth!r}, device={device!r}, self_ensemble={self_ensemble}: weights=None has no network that "
+            "these are for. Leave them out, or name weights"
+        )
+    network = Network(device, precision, consistency, self_ensemble)
     if checkpoint is None:
-        if (depth, device, self_ensemble) != ("exact", "auto", False):
-            raise ValueError(
-                f"depth={depth!r}, device={device!r}, self_ensemble={self_ensemble}: weights=None has no network that "
-                "these are for. Leave them out, or name weights"
-            )
         result = classical(ds, "regression", precision=precision, consistency=consistency)
-        return _with_sixty(result, ds, precision, consistency) if bands == "all" else result
-    predictor = Predictor.of(
-        checkpoint, device=device, precision=precision, consistency=consistency, self_ensemble=self_ensemble
-    )
-    pixels = resolve_depth(depth, checkpoint)
+    else:
+        result = _by_network(ds, checkpoint, depth, network)
+    return result if bands == "20m" else _with_sixty(result, ds, weights_60m, depth, network)
+
+
+class Network(NamedTuple):
+    """How networks are run."""
+
+    device: str
+    precision: Precision
+    consistency: Consistency
+    self_ensemble: bool
+
+
+def _with_sixty(
+    result: xr.Dataset, ds: xr.Dataset, weights: str | Path | Checkpoint | None, depth: int | str, network: Network
+) -> xr.Dataset:
+    """Return a result with the 60 m bands of its cube at 10 m beside its own, in the order of wavelengths."""
+    if weights is None:
+        sixty = _classical(ds, "regression", SIXTY, precision=network.precision, consistency=network.consistency)
+        told = {"ginet_method_60m": "regression"}
+    else:
+        checkpoint = resolve_weights(weights)
+        if bands_of_network(checkpoint.config) != SIXTY:
+            raise ValueError(
+                f"weights_60m={checkpoint.name!r} are for {', '.join(checkpoint.config.bands)} and factor "
+                f"{checkpoint.config.factor}; {', '.join(SIXTY.coarse)} and factor 6 are needed. Train some with "
+                "resolution = 60, see xr_ginet.training.run, or leave weights_60m out"
+            )
+        sixty = _by_network(ds, checkpoint, depth if depth == "auto" else "exact", network)
+        told = {"ginet_method_60m": "network"} | {f"{k}_60m": sixty.attrs[k] for k in ("ginet_weights", SHA256)}
+    both = result.assign({name: sixty[name] for name in SIXTY.coarse}).assign_attrs(told)
+    return both[[name for name in BANDS if name in both]]
+
+
+def _by_network(ds: xr.Dataset, checkpoint: Checkpoint, depth: int | str, network: Network) -> xr.Dataset:
+    predictor = Predictor.of(checkpoint, **network._asdict())
     provenance = {
         "ginet_weights": checkpoint.name,
-        "ginet_weights_sha256": checkpoint.sha256,
+        SHA256: checkpoint.sha256,
         "ginet_degradation": str(checkpoint.card.get("degradation", "unknown")),
-        "ginet_self_ensemble": int(self_ensemble),  # attributes in netCDF and Zarr v2 know no booleans
+        "ginet_self_ensemble": int(network.self_ensemble),  # attributes in netCDF and Zarr v2 know no booleans
     }
-    result = _map_bands(ds, predictor, native, depth=pixels, provenance=provenance)
-    return _with_sixty(result, ds, precision, consistency) if bands == "all" else result
-
-
-def _with_sixty(result: xr.Dataset, ds: xr.Dataset, precision: Precision, consistency: Consistency) -> xr.Dataset:
-    """Return a result with the 60 m bands of its cube at 10 m beside its own, in the order of wavelengths."""
-    sixty = _classical(ds, "regression", SIXTY, precision=precision, consistency=consistency)
-    both = result.assign({name: sixty[name] for name in SIXTY.coarse}).assign_attrs(ginet_method_60m="regression")
-    return both[[name for name in BANDS if name in both]]
+    bands, pixels = bands_of_network(checkpoint.config), resolve_depth(depth, checkpoint)
+    return _map_bands(ds, predictor, bands, depth=pixels, provenance=provenance)
 
 
 def classical(
@@ -290,7 +323,7 @@ def guide(
         n_bands=len(config.bands),
         dtype="float32",
     )
-    attrs = {"ginet_weights": checkpoint.name, "ginet_weights_sha256": checkpoint.sha256}
+    attrs = {"ginet_weights": checkpoint.name, SHA256: checkpoint.sha256}
     return _label_guide(ds, values, bands_of_network(config), attrs)
 
 
