@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 from evaluation import LOSSY, TEST, TRAIN, VALIDATION, predict, read_scene, wald_pair
 from numpy.typing import NDArray
-from quality import BORDER, overall, table
+from quality import BORDER, as_cube, overall, table
 from scipy.ndimage import convolve, uniform_filter
 
 from xr_ginet.network import Checkpoint, available_weights, load_checkpoint
+from xr_ginet.simulation import simulate
 from xr_ginet.training.fit import FitOptions
 from xr_ginet.training.metrics import rmse
 from xr_ginet.training.run import Run, train
@@ -37,7 +38,14 @@ CLUSTERS = {
 }
 
 
-def trained(base: Run, folder: Path, name: str, scenes: Sequence[str], clusters: dict[str, object]) -> Checkpoint:
+def trained(
+    base: Run,
+    folder: Path,
+    name: str,
+    scenes: Sequence[str],
+    clusters: dict[str, object],
+    others: Sequence[dict[str, object]] = (),
+) -> Checkpoint:
     """Return a run's weights, from its folder where it was finished already."""
     path = folder / name / f"{name}.safetensors"
     if path.exists():
@@ -47,13 +55,42 @@ def trained(base: Run, folder: Path, name: str, scenes: Sequence[str], clusters:
     run = replace(
         base,
         name=name,
-        train=tuple({"path": str(cubes / f"{s}.zarr"), "repeat": repeats.get(s, 12)} for s in scenes),
+        train=(*({"path": str(cubes / f"{s}.zarr"), "repeat": repeats.get(s, 12)} for s in scenes), *others),
         validation=(),
         network=replace(base.network, assignment=clusters["assignment"]),
         clusters=clusters["clusters"],
         fit=replace(base.fit, learn_clusters=clusters.get("learn_clusters", True)),
     )
     return train(run, folder / name)
+
+
+def pretraining_rows(base: Run, folder: Path, scenes: Path) -> Iterable[list[str]]:
+    """Yield what training first on simulated scenes is worth, against nothing and against longer training."""
+    names = (*VALIDATION, *TEST)
+    steps, random = base.fit.steps, CLUSTERS["soft mixture, from random weights (as shipped)"]
+    simulated = folder / "simulated"
+    entries = []
+    for seed in range(4):
+        path = simulated / f"scene-{seed}.zarr"
+        if not path.exists():
+            scene = simulate((512, 512), seed=100 + seed, season=0.3 + 0.15 * seed)
+            as_cube(scene.fine, scene.coarse).ginet.to_zarr(path)
+        entries.append({"path": str(path), "repeat": 4})
+    longer = replace(base, fit=replace(base.fit, steps=2 * steps))
+    first = trained(base, folder, "simulated-only", (), random, entries)
+    rows = {
+        f"real, {steps} steps": trained(base, folder, "clusters-1", TRAIN, random),
+        f"real, {2 * steps} steps": trained(longer, folder, "real-longer", TRAIN, random),
+        f"simulated, {steps} steps": first,
+        f"simulated, then real, {steps} steps each": trained(
+            replace(base, start=str(first.path)), folder, "simulated-first", TRAIN, random
+        ),
+    }
+    baseline = errors(next(iter(rows.values())), scenes, names)
+    for label, checkpoint in rows.items():
+        found = errors(checkpoint, scenes, names)
+        ratio = np.mean([a / b for a, b in zip(found, baseline, strict=True)])
+        yield [label, *(f"{value:.1f}" for value in found), f"{ratio:.3f}"]
 
 
 def errors(checkpoint: Checkpoint, scenes: Path, names: Iterable[str]) -> list[float]:
@@ -140,7 +177,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="with scenes/ and peers_rmse.json")
     parser.add_argument("--folder", type=Path, default=Path("build/studies"))
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--only", choices=("clusters", "places", "limits"))
+    parser.add_argument("--only", choices=("clusters", "pretraining", "places", "limits"))
     parser.add_argument("--places", nargs="*", default=PLACES, help="to leave out, one after the other")
     parser.add_argument("--out", type=Path, default=HERE / "studies.md")
     options = parser.parse_args(arguments)
@@ -165,6 +202,15 @@ def main(arguments: list[str] | None = None) -> None:
         rows = list(cluster_rows(base, options.folder, options.data))
         header = ["clusters", *VALIDATION, *TEST, "mean ratio to the first"]
         parts += ["## What learned clusters are worth", table(header, rows)]
+    if options.only in (None, "pretraining"):
+        parts += [
+            "## What training on simulated scenes is worth",
+            "All start from random clusters. Four simulated scenes of 512 × 512 pixels, other ones than the judged.",
+            table(
+                ["training", *VALIDATION, *TEST, "mean ratio to the first"],
+                pretraining_rows(base, options.folder, options.data),
+            ),
+        ]
     if options.only in (None, "places"):
         rows = list(place_rows(base, options.folder, options.data, options.places))
         ratios = [float(row[-1]) for row in rows if row[-1] != "-"]

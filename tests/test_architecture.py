@@ -21,7 +21,7 @@ PACKAGE = Path(xr_ginet.__file__).parent
 # Room: what its modules may import at their top. Inside functions: anything but accessor and cli.
 STANDARD = {"numpy", "xarray"}
 MAY_IMPORT = {
-    "sentinel2": STANDARD | {"sentinel2"},
+    "sentinel2": STANDARD | {"stackstac", "tenacity", "sentinel2"},
     "network": {"torch", "safetensors", "network"},
     "mapping": STANDARD | {"scipy", "dask", "sentinel2", "mapping", "training", "__init__"},
     "evaluation": STANDARD | {"dask", "mapping", "sentinel2", "training"},

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,6 +22,7 @@ from .bands import BANDS_10M, BANDS_20M, LAYERS, SCL, resolution_of
 from .grids import Grid, read_crs, transform_bounds
 from .items import BandAsset, Scene, read_item, solar_day
 from .layouts import describe
+from .patience import open_catalog
 from .radiometry import Stored, source_attrs
 from .reader import look, read_scenes
 
@@ -98,7 +99,10 @@ def open_stac(
     ------
     ValueError
         If nothing is found, an item lacks a band at its native resolution, items lie in several CRS and none was asked
-        for, an item's radiometry or grid cannot be told, or a searched catalogue names files of this machine.
+        for, an item's radiometry or grid cannot be told, a searched catalogue names files of this machine, or its pages
+        repeat.
+    RuntimeError
+        When computed: if a raster cannot be read. What fails over a network is asked for four times, see `patience`.
 
     Notes
     -----
@@ -249,7 +253,7 @@ def find_items(
     from pystac_client import Client
 
     if isinstance(catalog, str):
-        catalog = Client.open(catalog)
+        catalog = open_catalog(catalog)
     if isinstance(catalog, Client):
         search = catalog.search(
             collections=[collection],
@@ -259,7 +263,7 @@ def find_items(
             query=query,
             max_items=max_items,
         )
-        items: list[Any] = list(search.items_as_dicts())
+        items: list[Any] = list(_items_of_pages(search))[:max_items]
         if not items:
             raise ValueError(
                 f"no item of {collection!r} for bbox={bbox}, intersects={'given' if intersects else None}, "
@@ -290,6 +294,20 @@ def find_items(
     if sign is not None:
         items = [sign(_as_item(item)) for item in items]
     return [dict(item) if isinstance(item, Mapping) else item.to_dict(transform_hrefs=False) for item in items]
+
+
+def _items_of_pages(search: Any) -> Iterator[dict[str, Any]]:
+    """Yield the items of a search; raise where a server's pages never end."""
+    seen: set[tuple[Any, Any]] = set()
+    for page in search.pages_as_dicts():
+        new = {(item.get("collection"), item["id"]): item for item in page["features"]}
+        if new and not new.keys() - seen:
+            raise ValueError(
+                f"the catalogue's pages repeat: after {len(seen)} items one brought {len(new)} that were there "
+                "already. Type max_items=, or search a smaller area or time"
+            )
+        yield from (item for key, item in new.items() if key not in seen)
+        seen |= new.keys()
 
 
 def _is_searched(catalog: Catalog) -> bool:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from .bands import SCL
 from .grids import DIMS, FINE_DIMS, Grid
 from .items import BandAsset, Scene
+from .patience import patiently
 from .radiometry import Radiometry
 
 
@@ -67,6 +68,8 @@ def _digital_numbers(scenes: Sequence[Scene], names: Sequence[str], grid: Grid, 
 def _raster_numbers(scenes: Sequence[Scene], names: Sequence[str], grid: Grid, epsg: int, chunk: int) -> xr.DataArray:
     import stackstac
 
+    from .rasters import PatientReader, gdal_env
+
     read = [scene.bands[name].radiometry for scene in scenes for name in names]
     dtype = np.result_type(*{radiometry.dtype for radiometry in read})
     return stackstac.stack(
@@ -85,6 +88,9 @@ def _raster_numbers(scenes: Sequence[Scene], names: Sequence[str], grid: Grid, e
         properties=False,
         band_coords=False,
         sortby_date=False,
+        gdal_env=gdal_env(),
+        reader=PatientReader,
+        errors_as_nodata=(),  # by default a file that is not found would be nothing but missing pixels
     ).reset_coords(drop=True)
 
 
@@ -130,7 +136,7 @@ class _Stored:
         return np.array(images, self.dtype)
 
     def _read(self, asset: BandAsset, rows: slice, columns: slice) -> NDArray:
-        array = _open(asset.href)
+        array = patiently(asset.href)(_open, asset.href)
         if (array.shape, array.dtype) != (asset.grid.shape, asset.radiometry.dtype):
             raise ValueError(
                 f"{asset.href} holds {array.shape} pixels of {array.dtype}; its item says {asset.grid.shape} of "
@@ -144,7 +150,8 @@ class _Stored:
             inside.append(slice(low, high))
             outside.append((low - first, last - high) if low < high else (last - first, 0))
         missing = np.nan if array.dtype.kind == "f" else asset.radiometry.nodata
-        return np.pad(array[tuple(inside)], outside, constant_values=missing)
+        pixels: NDArray = patiently(asset.href)(array.__getitem__, tuple(inside))
+        return np.pad(pixels, outside, constant_values=missing)
 
 
 @lru_cache(maxsize=256)
@@ -173,10 +180,14 @@ def look(href: str) -> dict[str, Any]:
         ``proj:transform``, ``proj:shape``, ``data_type``, and ``raster:scale`` and ``raster:offset`` where attributes
         tell them.
     """
-    array = _open(href)
-    grid = _group_grid(href.rstrip("/").rpartition("/")[0])
+    array = patiently(href)(_open, href)
+    grid = patiently(href)(_group_grid, href.rstrip("/").rpartition("/")[0])
     attrs = {**array.attrs.get("_eopf_attrs", {}), **array.attrs}
-    said = {"proj:transform": list(grid.transform), "proj:shape": list(grid.shape), "data_type": str(array.dtype)}
+    said: dict[str, Any] = {
+        "proj:transform": list(grid.transform),
+        "proj:shape": list(grid.shape),
+        "data_type": str(array.dtype),
+    }
     for field, attribute in (("raster:scale", "scale_factor"), ("raster:offset", "add_offset")):
         if attribute in attrs:
             said[field] = float(attrs[attribute])

@@ -1,0 +1,37 @@
+"""stackstac's reader of rasters, with patience: see `patience`."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import stackstac
+from stackstac.rio_reader import AutoParallelRioReader
+
+from .patience import patiently
+
+TIMEOUTS = {"GDAL_HTTP_CONNECTTIMEOUT": 10, "GDAL_HTTP_LOW_SPEED_TIME": 20, "GDAL_HTTP_LOW_SPEED_LIMIT": 1}
+"""Seconds to connect; seconds without a byte per second after which a transfer has stalled. The environment's win."""
+
+
+def gdal_env() -> Any:
+    """Return stackstac's settings of GDAL, with limits to how long a server may keep silent."""
+    limits = {name: value for name, value in TIMEOUTS.items() if name not in os.environ}
+    return stackstac.DEFAULT_GDAL_ENV.updated(always=limits)
+
+
+class PatientReader(AutoParallelRioReader):
+    """Reader of one raster that asks again where that is not on this machine."""
+
+    def read(self, window: Any, **options: Any) -> Any:
+        """Return a window's pixels."""
+        return patiently(self.url, RuntimeError)(self._read_afresh, window, options)
+
+    def _read_afresh(self, window: Any, options: dict[str, Any]) -> Any:
+        try:
+            return super().read(window, **options)
+        except RuntimeError:
+            self.close()
+            # What GDAL keeps of the file may be what was wrong with it.
+            self.gdal_env: Any = self.gdal_env.updated(always={"CPL_VSIL_CURL_NON_CACHED": "/vsicurl/:/vsis3/"})
+            raise
