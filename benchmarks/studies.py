@@ -30,6 +30,7 @@ from xr_ginet.training.run import Run, train
 
 HERE = Path(__file__).parent
 PLACES = "T30TYP dsen2 iceland ssc ssss T29UPU T33UUP T35VLC T35VNH T35WPN usa T35VPK".split()
+SIMULATED_SIDE = 512
 CLUSTERS = {
     "soft mixture, from k-means": {"assignment": "soft", "clusters": "kmeans"},
     "soft mixture, from random weights (as shipped)": {"assignment": "soft", "clusters": "random"},
@@ -73,7 +74,7 @@ def pretraining_rows(base: Run, folder: Path, scenes: Path) -> Iterable[list[str
     for seed in range(4):
         path = simulated / f"scene-{seed}.zarr"
         if not path.exists():
-            scene = simulate((512, 512), seed=100 + seed, season=0.3 + 0.15 * seed)
+            scene = simulate((SIMULATED_SIDE, SIMULATED_SIDE), seed=100 + seed, season=0.3 + 0.15 * seed)
             as_cube(scene.fine, scene.coarse).ginet.to_zarr(path)
         entries.append({"path": str(path), "repeat": 4})
     longer = replace(base, fit=replace(base.fit, steps=2 * steps))
@@ -205,7 +206,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.only in (None, "pretraining"):
         parts += [
             "## What training on simulated scenes is worth",
-            "All start from random clusters. Four simulated scenes of 512 × 512 pixels, other ones than the judged.",
+            f"All start from random clusters. Four simulated scenes of {SIMULATED_SIDE} × {SIMULATED_SIDE} pixels.",
             table(
                 ["training", *VALIDATION, *TEST, "mean ratio to the first"],
                 pretraining_rows(base, options.folder, options.data),

@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "cog": STANDARD | {"dask", "sentinel2", "store"},
     "training": STANDARD | {"scipy", "dask", "torch", "network", "sentinel2", "training"},
     "simulation": STANDARD | {"scipy", "sentinel2", "training", "simulation"},
+    "jobs": STANDARD | {"growing", "sentinel2"},
     "accessor": {"xarray", "cog", "mapping", "sentinel2", "store"},
     "cli": {"typer"},
     "__init__": {"accessor"},

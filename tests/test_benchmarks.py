@@ -128,6 +128,7 @@ def test_studies_write_their_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("TRAIN", names),
         ("VALIDATION", ()),
         ("TEST", names[:1]),
+        ("SIMULATED_SIDE", 96),
     ):
         monkeypatch.setattr(studies, name, value)
     command = ["--data", str(SHARED), "--folder", str(tmp_path / "runs"), "--steps", "1", "--places", "T33UUP"]
@@ -139,6 +140,8 @@ def test_studies_write_their_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     learned = {p.stem: load_checkpoint(p).card["data"]["train"] for p in tmp_path.glob("runs/*/*.safetensors")}
     assert learned["without-T33UUP"] == [names[1]]
     assert learned["clusters-3"] == list(names)
+    assert learned["simulated-only"] == [f"scene-{seed}" for seed in range(4)]
+    assert load_checkpoint(tmp_path / "runs/simulated-first/simulated-first.safetensors").card["start"] is not None
 
 
 def test_pipeline_benchmark_writes_its_tables(tmp_path: Path) -> None:

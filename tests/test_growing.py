@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import signal
 import subprocess
@@ -21,7 +23,7 @@ import zarr
 from conftest import no_compute, two_grids
 
 import xr_ginet
-from xr_ginet.growing import CHECKSUM
+from xr_ginet.growing import CHECKSUM, Outcome, PartialFailure
 from xr_ginet.network import Checkpoint
 
 
@@ -49,12 +51,15 @@ def pixels(content: dict[str, bytes]) -> dict[str, bytes]:
     return {name: data for name, data in content.items() if "/c/" in name and not name.startswith("time/")}
 
 
-def failing(cube: xr.Dataset, date: int) -> xr.Dataset:
+GONE = OSError("https://me:secret@blobs.example/B11.tif?sig=secret is gone")
+
+
+def failing(cube: xr.Dataset, date: int, error: BaseException = GONE) -> xr.Dataset:
     """Return a cube one of whose dates cannot be computed."""
 
     def fail(block: np.ndarray, block_id: tuple[int, ...]) -> np.ndarray:
         if block_id[0] == date:
-            raise OSError("the catalogue is gone")
+            raise error
         return block
 
     chunked = cube.chunk(time=1)
@@ -75,13 +80,13 @@ def test_date_by_date_gives_the_same_cube(cube: xr.Dataset, tmp_path: Path, zarr
 
 def test_an_interrupted_job_goes_on_and_ends_at_the_same_bits(cube: xr.Dataset, whole: dict, tmp_path: Path) -> None:
     path = tmp_path / "cube.zarr"
-    with pytest.raises(OSError, match="the catalogue is gone"):
-        failing(cube, 2).ginet.to_zarr(path, resume=True)
+    with pytest.raises(KeyboardInterrupt):
+        failing(cube, 2, KeyboardInterrupt()).ginet.to_zarr(path, resume=True)
     assert xr_ginet.status(path, verify=True).values.tolist() == [True, True, False, False]
     with xr.open_zarr(path) as stored:
         xr.testing.assert_equal(stored["B11"][:2].load(), cube["B11"][:2].astype("float32").load())
-    with pytest.raises(OSError, match="the catalogue is gone"):
-        failing(cube, 3).ginet.to_zarr(path, resume=True)
+    with pytest.raises(KeyboardInterrupt):
+        failing(cube, 3, KeyboardInterrupt()).ginet.to_zarr(path, resume=True)
     assert xr_ginet.status(path).values.tolist() == [True, True, True, False]
     failing(cube, 0).ginet.to_zarr(path, resume=True)  # the first date is not computed again
     assert files(path) == whole
@@ -96,6 +101,38 @@ def no_network() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("xr_ginet.mapping.predictor.Predictor.__call__", lambda *_: 1 / 0)
         yield
+
+
+def test_a_date_that_fails_is_told_and_the_others_are_written(
+    cube: xr.Dataset, whole: dict, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "cube.zarr"
+    told: list[Outcome] = []
+    with (
+        caplog.at_level(logging.INFO, "xr_ginet"),
+        pytest.raises(PartialFailure, match=r"1 of 4 dates .*cube.zarr .*2024-05-06T10:50:31: OSError: .* again"),
+    ):
+        failing(cube, 1).ginet.to_zarr(path, resume=True, tell=told.append)
+    assert [outcome.state for outcome in told] == ["written", "failed", "written", "written"]
+    assert told[1].error == "OSError: https://blobs.example/B11.tif is gone"
+    assert [record.levelname for record in caplog.records] == ["INFO", "WARNING", "INFO", "INFO"]
+    assert "4/4 2024-05-16T10:50:31 written" in caplog.text
+    assert "secret" not in caplog.text
+    assert xr_ginet.status(path, verify=True).values.tolist() == [True, False, True, True]
+    told.clear()
+    cube.ginet.to_zarr(path, resume=True, tell=told.append)
+    assert [outcome.state for outcome in told] == ["kept", "written", "kept", "kept"]
+    assert files(path) == whole
+
+
+def test_a_full_disk_stops_the_job_and_its_complete_dates_stay(cube: xr.Dataset, whole: dict, tmp_path: Path) -> None:
+    path = tmp_path / "cube.zarr"
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match="No space left"):
+        failing(cube, 1, full).ginet.to_zarr(path, resume=True)
+    assert xr_ginet.status(path, verify=True).values.tolist() == [True, False, False, False]
+    cube.ginet.to_zarr(path, resume=True)
+    assert files(path) == whole
 
 
 def test_a_cube_without_time_resumes_as_a_whole(cube: xr.Dataset, tmp_path: Path) -> None:
@@ -154,8 +191,8 @@ def test_dates_are_appended_and_written_anew(cube: xr.Dataset, whole: dict, tmp_
 def test_an_overwritten_date_is_in_doubt_until_it_is_complete(cube: xr.Dataset, tmp_path: Path) -> None:
     path = tmp_path / "cube.zarr"
     cube.ginet.to_zarr(path, resume=True)
-    with pytest.raises(OSError, match="the catalogue is gone"):
-        failing(cube, 1).isel(time=slice(1, 3)).ginet.to_zarr(path, mode="a")
+    with pytest.raises(KeyboardInterrupt):
+        failing(cube, 1, KeyboardInterrupt()).isel(time=slice(1, 3)).ginet.to_zarr(path, mode="a")
     assert xr_ginet.status(path).values.tolist() == [True, False, False, True]
 
 

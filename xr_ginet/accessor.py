@@ -14,6 +14,7 @@ from .sentinel2.layouts import unstack
 from .sentinel2.scl import CLOUDY, mask_clouds
 
 if TYPE_CHECKING:
+    from .growing import Outcome
     from .mapping.predictor import Consistency, Precision
     from .network import Checkpoint
     from .sentinel2.catalog import Catalog
@@ -113,6 +114,7 @@ class GINetAccessor:
         zarr_format: int = 3,
         compression_level: int = 5,
         progress: bool = False,
+        tell: Callable[[Outcome], None] | None = None,
         compute: bool = True,
     ) -> Any:
         """Write the cube to a Zarr store: see `xr_ginet.to_zarr`."""
@@ -126,6 +128,7 @@ class GINetAccessor:
             zarr_format=zarr_format,
             compression_level=compression_level,
             progress=progress,
+            tell=tell,
             compute=compute,
         )
 

@@ -59,7 +59,7 @@ def superresolve(
     """Super-resolve what a STAC catalogue holds of an area, into a Zarr store."""
     from . import open_stac
     from . import superresolve as superresolve_cube
-    from .sentinel2.bands import BANDS_10M, BANDS_20M, BANDS_60M, SCL
+    from .sentinel2.bands import layers_for
 
     with _errors_as_messages():
         cube = open_stac(
@@ -69,7 +69,7 @@ def superresolve(
             datetime=datetime,
             max_items=max_items,
             chunks=chunks,
-            bands=(*BANDS_10M, *BANDS_20M, *(BANDS_60M if bands == "all" else ()), *([SCL] if mask_clouds else ())),
+            bands=layers_for(bands, mask_clouds=mask_clouds),
         )
         if mask_clouds:
             cube = cube.ginet.mask_clouds()
@@ -95,6 +95,28 @@ def superresolve(
             progress=not quiet,
         )
         typer.echo(f"wrote {store}: {_sizes(result)}")
+
+
+@app.command()
+def submit(
+    job: Annotated[Path, typer.Argument(help="TOML file: catalogue, areas, dates, store, cluster; see xr_ginet.jobs.")],
+    quiet: Annotated[bool, typer.Option("--quiet", help="Only the summary, and what failed.")] = False,
+) -> None:
+    """Run a batch job; again to go on with it. Exit code 0: all is complete, 3: some dates or areas failed."""
+    import logging
+
+    with _errors_as_messages():
+        from . import jobs
+
+        level = logging.WARNING if quiet else logging.INFO
+        logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+        logging.getLogger("xr_ginet").setLevel(level)
+        report = jobs.run(jobs.Job.from_toml(job))
+    for area in report.areas:
+        typer.echo(f"{area.area}: {area.state}, {area.store}" + (f": {area.error}" if area.error else ""))
+    typer.echo(f"{report.state}: " + ", ".join(f"{number} dates {state}" for state, number in report.counts.items()))
+    if report.state != "complete":
+        raise typer.Exit(3)
 
 
 @app.command()

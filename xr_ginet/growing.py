@@ -6,15 +6,20 @@ date without a record is not complete, whatever became of the job. Nothing is re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import errno
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import blake2b
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import dask
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from .sentinel2.addresses import without_secrets
 from .sentinel2.grids import FINE_DIMS
 
 CHECKSUM = "ginet_checksum"
@@ -25,6 +30,37 @@ OF_A_DATE = ("source_items", "radiometry")
 
 COMPARED = ("dtype", "scale_factor", "add_offset", "chunks")
 """Encodings that must be the same throughout a cube."""
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Errors of a store that later dates would meet too."""
+
+_log = logging.getLogger(__name__)
+
+
+class Outcome(NamedTuple):
+    """What became of one date."""
+
+    date: str
+    """ISO 8601, to the second; empty for a cube without dates."""
+    state: Literal["written", "kept", "failed"]
+    """``kept``: it was complete already."""
+    seconds: float
+    error: str = ""
+    """Kind and message of what went wrong, without secrets."""
+
+
+class PartialFailure(RuntimeError):
+    """Some dates of a cube could not be written; the others are complete."""
+
+    def __init__(self, target: Any, outcomes: Sequence[Outcome]) -> None:
+        failed = [o for o in outcomes if o.state == "failed"]
+        shown = "; ".join(f"{o.date or 'the cube'}: {o.error}" for o in failed[:3])
+        super().__init__(
+            f"{len(failed)} of {len(outcomes)} dates of {target} could not be written ({shown}"
+            f"{'; …' * (len(failed) > 3)}). The others are complete; the same call tries the failed ones again"
+        )
+        self.outcomes = list(outcomes)
+        """Of all dates, in order."""
 
 
 def recorded(cube: xr.Dataset) -> xr.Dataset:
@@ -47,19 +83,42 @@ def _part_dim(cube: xr.Dataset) -> str:
     return "time" if "time" in cube.dims else "y"
 
 
-def fill(target: Any, cube: xr.Dataset, *, progress: Callable[[Any], None] | None = None) -> None:
-    """Write the dates of a cube that its store does not hold completely.
+def fill(
+    target: Any,
+    cube: xr.Dataset,
+    *,
+    progress: Callable[[Any], None] | None = None,
+    tell: Callable[[Outcome], None] | None = None,
+) -> list[Outcome]:
+    """Write the dates of a cube that its store does not hold completely; return what became of each.
 
     The store has all of the cube's metadata already. A date is computed, written, read back and recorded before the
-    next one begins, so that no more than one is ever in doubt.
+    next one begins, so that no more than one is ever in doubt. One that fails is left without a record, and the next
+    one begins; where the store has no room left, the error is raised at once.
     """
     with xr.open_zarr(target, chunks=None) as stored:
         done = np.atleast_1d(stored[CHECKSUM].values) != 0
         order = _order(stored, cube)
+    dates = np.atleast_1d(cube["time"].values).astype("datetime64[s]") if "time" in cube.dims else [""]
+    outcomes = []
     for i, place in enumerate(order):
+        began, state, error = time.monotonic(), "kept", ""
         if not done[place]:
-            _write(target, cube, i, place, progress)
-            _record(target, place if "time" in cube.dims else None)
+            try:
+                _write(target, cube, i, place, progress)
+                _record(target, place if "time" in cube.dims else None)
+                state = "written"
+            except Exception as problem:
+                if isinstance(problem, OSError) and problem.errno in NO_ROOM:
+                    raise
+                state, error = "failed", without_secrets(f"{type(problem).__name__}: {problem}")
+        outcome = Outcome(str(dates[i]), state, round(time.monotonic() - began, 3), error)  # type: ignore[arg-type]
+        outcomes.append(outcome)
+        told = f"{len(outcomes)}/{len(order)} {outcome.date} {state}, {outcome.seconds:.1f} s"
+        _log.log(logging.WARNING if error else logging.INFO, "%s %s%s", target, told, f": {error}" if error else "")
+        if tell:
+            tell(outcome)
+    return outcomes
 
 
 def append(target: Any, cube: xr.Dataset, *, keep: bool) -> None:
@@ -93,9 +152,12 @@ def append(target: Any, cube: xr.Dataset, *, keep: bool) -> None:
 
 
 def repair(target: Any) -> None:
-    """Take back the room for dates that was being made when a job ended: it had no pixels yet."""
+    """Take back what a job that ended had begun: room for dates, which had no pixels yet, and files not yet whole."""
     import zarr
 
+    if isinstance(target, Path):
+        for begun in target.rglob("*.partial"):  # Zarr renames a file once all of it is written
+            begun.unlink()
     group = zarr.open_group(target, mode="r+", use_consolidated=False)
     arrays: dict[str, Any] = dict(group.arrays())
     along = {name: _dims(array).index("time") for name, array in arrays.items() if "time" in _dims(array)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -94,6 +94,7 @@ def to_zarr(
     zarr_format: int = 3,
     compression_level: int = 5,
     progress: bool = False,
+    tell: Callable[[growing.Outcome], None] | None = None,
     compute: bool = True,
 ) -> Any:
     """Write a cube to a Zarr store, chunk by chunk.
@@ -123,6 +124,8 @@ def to_zarr(
         Of Zstandard, 0 to 22.
     progress : bool
         Show a progress bar while computing.
+    tell : callable, optional
+        Called with the `growing.Outcome` of each date, where dates are written one by one.
     compute : bool
         Otherwise write metadata only and return a `dask.delayed.Delayed` that writes the pixels.
 
@@ -142,6 +145,8 @@ def to_zarr(
         store to go on with was made from another grid, other bands, weights, options or (``resume``) dates and items.
     RuntimeError
         If another job on this machine grows the same local store.
+    growing.PartialFailure
+        A RuntimeError too: if some of the dates could not be computed or written, after all others are complete.
     """
     if mode not in (None, "w", "w-", "a"):
         raise ValueError(
@@ -158,7 +163,7 @@ def to_zarr(
     path = _local_path(target)
     exists = _check_target(target, path, "w" if grows else mode, compute=compute)
     if grows:
-        _grow(ds, path or target, mode, resume, reflectance, zarr_format, compression_level, progress)
+        _grow(ds, path or target, mode, resume, reflectance, zarr_format, compression_level, progress, tell)
         return None
     cube, encoding = _encode(ds, reflectance, zarr_format, compression_level)
     # An existing local store is replaced when the new one is whole: until then it can be read, even by this very cube.
@@ -197,6 +202,7 @@ def _grow(
     zarr_format: int,
     compression_level: int,
     progress: bool,
+    tell: Callable[[growing.Outcome], None] | None,
 ) -> None:
     """Write a cube date by date: into the room that its store has, or is given."""
     if mode == "a" and "time" not in ds.dims:
@@ -213,7 +219,9 @@ def _grow(
             growing.check_same(target, cube, encoding, whole=mode != "a")
             if mode == "a":
                 growing.append(target, cube, keep=resume)
-        growing.fill(target, cube, progress=progress_bar if progress else None)
+        outcomes = growing.fill(target, cube, progress=progress_bar if progress else None, tell=tell)
+    if any(outcome.state == "failed" for outcome in outcomes):
+        raise growing.PartialFailure(target, outcomes)
 
 
 def _make_room(cube: xr.Dataset, target: Any, encoding: dict[str, dict[str, Any]], zarr_format: int) -> None:

@@ -63,8 +63,9 @@ def superresolve(
         x_20m``, float reflectance, chunked in any way. NaN is missing. A 10 m cube whose 20 m bands were repeated by
         nearest neighbour is taken apart first, see `xr_ginet.to_native`.
     weights : str, Path, Checkpoint or None
-        Name of a packaged checkpoint or path of a safetensors file, which every worker must be able to read. None is
-        without training: the detail of ``guide(method="kmeans")`` by back-projection, see `classical`.
+        Name of a packaged checkpoint or path of a safetensors file, which every worker must be able to read, or is sent
+        as `Predictor` tells. None is without training: the detail of ``guide(method="kmeans")`` by back-projection, see
+        `classical`.
     bands : {"20m", "all"}
         ``"all"``: B01 and B09 at 10 m too, from ``y_60m, x_60m``.
     weights_60m : str, Path, Checkpoint or None

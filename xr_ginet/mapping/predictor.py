@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, reduce
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -47,7 +48,8 @@ class Predictor:
     """
 
     path: str
-    """The checkpoint's file; on a cluster, where every worker can read it."""
+    """The checkpoint's file: on a cluster where every worker can read it, or sent to the workers before, with
+    ``client.register_plugin(distributed.diagnostics.plugin.UploadFile(path, load=False))``."""
     sha256: str
     """Hash of the file, checked by whoever loads it."""
     factor: int
@@ -213,6 +215,19 @@ def _heap() -> Callable[[], object]:
     return lambda: trim(0)
 
 
+def _where_it_is(path: str) -> str:
+    """Return the path, or that of a file of its name which `distributed`'s UploadFile has put beside this worker."""
+    if Path(path).is_file():
+        return path
+    try:
+        from distributed import get_worker
+
+        uploaded = Path(get_worker().local_directory) / Path(path).name
+    except (ImportError, ValueError):  # ValueError: this is no worker
+        return path
+    return str(uploaded) if uploaded.is_file() else path
+
+
 @lru_cache(maxsize=4)
 def _network(path: str, sha256: str, device: str, precision: Precision) -> GINet:
     """Return the network of a checkpoint; at most four per process are kept."""
@@ -220,7 +235,7 @@ def _network(path: str, sha256: str, device: str, precision: Precision) -> GINet
 
     from ..network import load_checkpoint
 
-    checkpoint = load_checkpoint(path)
+    checkpoint = load_checkpoint(_where_it_is(path))
     if checkpoint.sha256 != sha256:
         raise RuntimeError(
             f"{path} changed since the graph was built: its sha256 was {sha256}, now {checkpoint.sha256}"

@@ -80,6 +80,12 @@ def resolution_of(layer: str) -> int:
     return 20 if layer == SCL else BANDS[layer].resolution
 
 
+def layers_for(bands: str, *, mask_clouds: bool) -> tuple[str, ...]:
+    """Return what to load for `superresolve(bands=…)`, ``"20m"`` or ``"all"``, with or without `mask_clouds`."""
+    sixty, classes = BANDS_60M if bands == "all" else (), (SCL,) if mask_clouds else ()
+    return (*BANDS_10M, *BANDS_20M, *sixty, *classes)
+
+
 _NAMES = {alias.lower(): band.name for band in BANDS.values() for alias in (band.name, *band.aliases)}
 
 

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 import xarray as xr
 
+from .addresses import public_url
 from .bands import BANDS_10M, BANDS_20M, LAYERS, SCL, resolution_of
 from .grids import Grid, read_crs, transform_bounds
 from .items import BandAsset, Scene, read_item, solar_day
@@ -458,18 +458,6 @@ def _provenance(scenes: Sequence[Scene], catalog: Any, collection: str) -> dict[
         source["source_collection"] = collection
     stored = source_attrs(Stored.of(a.radiometry) for s in scenes for name, a in s.bands.items() if name != SCL)
     return source | stored | {"source_items": [scene.id for scene in scenes], "radiometry": "; ".join(decided)}
-
-
-def public_url(url: str) -> str:
-    """Return a URL without what may be secret in it: user, password, query.
-
-    Examples
-    --------
-    >>> public_url("https://me:secret@stac.example:8080/v1?sig=abc#x")
-    'https://stac.example:8080/v1'
-    """
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def _as_item(item: Any) -> Any:

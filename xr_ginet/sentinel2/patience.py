@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential, wait_random
 
+from .addresses import is_remote
+
 if TYPE_CHECKING:
     from pystac_client import Client
 
@@ -21,11 +23,6 @@ FIRST_PAUSE = 0.5
 RETRIED_STATUS = (429, 500, 502, 503, 504)
 STAC_TIMEOUT = (10.0, 60.0)
 """Seconds to connect, and between two pieces of an answer."""
-
-
-def is_remote(href: str) -> bool:
-    """Return whether something is read over a network."""
-    return ("://" in href and not href.startswith("file://")) or href.startswith("/vsi")
 
 
 def patiently(href: str, *errors: type[BaseException]) -> Callable[..., Any]:

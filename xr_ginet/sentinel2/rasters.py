@@ -8,6 +8,7 @@ from typing import Any
 import stackstac
 from stackstac.rio_reader import AutoParallelRioReader
 
+from .addresses import without_secrets
 from .patience import patiently
 
 TIMEOUTS = {"GDAL_HTTP_CONNECTTIMEOUT": 10, "GDAL_HTTP_LOW_SPEED_TIME": 20, "GDAL_HTTP_LOW_SPEED_LIMIT": 1}
@@ -24,8 +25,17 @@ class PatientReader(AutoParallelRioReader):
     """Reader of one raster that asks again where that is not on this machine."""
 
     def read(self, window: Any, **options: Any) -> Any:
-        """Return a window's pixels."""
-        return patiently(self.url, RuntimeError)(self._read_afresh, window, options)
+        """Return a window's pixels.
+
+        Raises
+        ------
+        RuntimeError
+            If they cannot be read; it names the file and the window, without what is secret in a signed URL.
+        """
+        try:
+            return patiently(self.url, RuntimeError)(self._read_afresh, window, options)
+        except RuntimeError as error:
+            raise RuntimeError(without_secrets(str(error))) from None
 
     def _read_afresh(self, window: Any, options: dict[str, Any]) -> Any:
         try:

@@ -35,7 +35,7 @@ import torch
 import xarray as xr
 
 from ..network import Checkpoint, GINet, GINetConfig, load_checkpoint, save_checkpoint
-from ..sentinel2.catalog import public_url
+from ..sentinel2.addresses import public_url
 from ..sentinel2.grids import TWENTY
 from .fit import FitOptions, fit
 from .objective import start_from_clusters, start_near_bicubic

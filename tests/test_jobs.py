@@ -1,0 +1,216 @@
+"""Batch jobs: run, failed in part, run again; what a job file may say."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import batch_cluster
+import pytest
+import xarray as xr
+from conftest import scene_item
+from distributed import get_client
+from local_stac import serve
+from typer.testing import CliRunner
+
+import xr_ginet
+from xr_ginet.cli import app
+from xr_ginet.growing import Outcome
+from xr_ginet.jobs import Job, run
+from xr_ginet.mapping.predictor import _where_it_is
+from xr_ginet.network import Checkpoint
+from xr_ginet.simulation import simulate
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*unclosed:ResourceWarning")
+
+JOB = """
+catalog = "{url}"
+datetime = "2024-06"
+store = "cubes/{{area}}.zarr"
+report = "cubes/report.json"
+
+[open]
+chunks = 64
+
+[superresolve]
+weights = "{weights}"
+
+[write]
+dtype = "uint16"
+
+[[area]]
+name = "west"
+bbox = {west}
+
+[[area]]
+name = "east"
+bbox = {east}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, checkpoint: Checkpoint) -> Iterator[Path]:
+    """Return a folder with a job of two areas and three dates, whose catalogue is served meanwhile."""
+    scene = simulate((128, 256), seed=6)
+    item = scene_item(scene, tmp_path / "cogs")
+    items = []
+    for day in (11, 16, 21):
+        copied = json.loads(json.dumps(item))
+        copied |= {"id": f"june_{day}", "properties": item["properties"] | {"datetime": f"2024-06-{day}T10:56:21Z"}}
+        for asset in copied["assets"].values():
+            path = Path(asset["href"])
+            asset["href"] = str(path.with_name(f"{day}_{path.name}"))
+            Path(asset["href"]).write_bytes(path.read_bytes())
+        items.append(copied)
+    west, south, east, north = item["bbox"]
+    middle = (west + east) / 2
+    with serve(items, tmp_path / "cogs") as url:
+        text = JOB.format(
+            url=url,
+            weights=checkpoint.path,
+            west=[west + 0.002, south + 0.002, middle - 0.001, north - 0.002],
+            east=[middle, south + 0.002, east - 0.002, north - 0.002],
+        )
+        (tmp_path / "job.toml").write_text(text)
+        yield tmp_path
+
+
+def submitted(folder: Path) -> tuple[int, dict[str, Any]]:
+    result = CliRunner().invoke(app, ["submit", str(folder / "job.toml"), "--quiet"], catch_exceptions=False)
+    return result.exit_code, json.loads((folder / "cubes" / "report.json").read_text())
+
+
+def states(report: dict[str, Any]) -> dict[str, list[str]]:
+    return {area["area"]: [date["state"] for date in area["dates"]] for area in report["areas"]}
+
+
+def test_a_job_fails_in_part_and_goes_on_to_what_it_would_have_been(
+    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("xr_ginet.sentinel2.patience.FIRST_PAUSE", 0.01)
+    [lost] = (folder / "cogs").rglob("16_B11.tif")
+    content = lost.read_bytes()
+    lost.unlink()
+    with caplog.at_level(logging.INFO, "xr_ginet"):
+        code, report = submitted(folder)
+    assert code == 3
+    assert (report["state"], report["written"], report["failed"]) == ("partial", 4, 2)
+    assert states(report) == {area: ["written", "failed", "written"] for area in ("west", "east")}
+    assert "16_B11.tif" in report["areas"][0]["dates"][1]["error"]
+    assert [area["state"] for area in report["areas"]] == ["partial"] * 2
+    assert caplog.text.count(" failed, ") == 2
+    lost.write_bytes(content)
+    code, report = submitted(folder)
+    assert code == 0
+    assert states(report) == {area: ["kept", "written", "kept"] for area in ("west", "east")}
+    whole = Job.from_toml(folder / "job.toml")
+    for area in whole.area:
+        cube = xr_ginet.open_stac(whole.catalog, datetime="2024-06", bbox=area.bbox, chunks=64)
+        expected = cube.ginet.superresolve(weights=whole.superresolve["weights"])
+        expected.ginet.to_zarr(folder / f"{area.name}.zarr", resume=True, dtype="uint16")
+        stored = [xr.open_zarr(path / f"{area.name}.zarr").load() for path in (folder, folder / "cubes")]
+        xr.testing.assert_identical(*stored)
+        assert xr_ginet.status(folder / "cubes" / f"{area.name}.zarr", verify=True).all()
+
+
+def test_new_dates_are_appended_and_an_area_that_cannot_be_opened_does_not_stop_the_others(folder: Path) -> None:
+    path = folder / "job.toml"
+    text = path.read_text()
+    path.write_text(text.replace('datetime = "2024-06"', 'datetime = "2024-06-01/2024-06-17"'))
+    assert submitted(folder)[0] == 0
+    path.write_text(text + '[[area]]\nname = "sea"\nbbox = [0.0, 0.0, 1.0, 1.0]\n')
+    told: list[tuple[str, str]] = []
+    report = run(Job.from_toml(path), tell=lambda area, outcome: told.append((area, outcome.state)))
+    assert told == [(area, state) for area in ("west", "east") for state in ("kept", "kept", "written")]
+    assert [area.state for area in report.areas] == ["complete", "complete", "failed"]
+    assert "ValueError: no item of 'sentinel-2-l2a'" in report.areas[2].error
+    assert report.state == "partial"
+    assert all(area.tasks < 60 * 3 * 4 for area in report.areas)
+
+
+def test_a_job_on_a_cluster_makes_the_same_cubes_with_weights_that_travel_to_the_workers(
+    folder: Path, checkpoint: Checkpoint
+) -> None:
+    path = folder / "job.toml"
+    run(Job.from_toml(path))
+    mine = folder / "mine.safetensors"
+    mine.write_bytes(checkpoint.path.read_bytes())
+    expected = {p.name: xr.open_zarr(p).load() for p in (folder / "cubes").glob("*.zarr")}
+    (folder / "elsewhere").mkdir()
+    cluster = '[cluster]\nworkers = 2\noptions = { n_workers = 1, threads_per_worker = 1, dashboard_address = ":0" }\n'
+    text = path.read_text().replace(str(checkpoint.path), str(mine))
+    (folder / "elsewhere" / "job.toml").write_text(text + cluster)
+    found: list[str] = []
+
+    def look(area: str, outcome: Outcome) -> None:
+        found.append(get_client().submit(_where_it_is, "/nowhere/mine.safetensors", pure=False).result())
+
+    report = run(Job.from_toml(folder / "elsewhere" / "job.toml"), tell=look)
+    assert report.state == "complete"
+    assert len(found) == 6
+    assert "/nowhere/mine.safetensors" not in found
+    for name, cube in expected.items():
+        stored = xr.open_zarr(folder / "elsewhere" / "cubes" / name).load()
+        xr.testing.assert_equal(stored, cube)
+
+
+@pytest.mark.parametrize("on", ["slurm", "gateway"])
+def test_the_example_runs_with_a_local_cluster_and_its_other_clusters_are_known(on: str, tmp_path: Path) -> None:
+    if on == "slurm":  # one of them is enough: the cluster that runs is the same
+        report = batch_cluster.main(tmp_path, size=96, on=on, local=True)
+        assert report.state == "complete"
+        assert report.counts["written"] == 6
+    text = batch_cluster.JOB.format(catalog="a", store="b", cluster=batch_cluster.CLUSTERS[on], west=[], east=[])
+    (tmp_path / "other.toml").write_text(text)
+    assert Job.from_toml(tmp_path / "other.toml").cluster["workers"] == [1, 20]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "match"),
+    [
+        ("catalog =", "catalog ", "is no TOML"),
+        ("[open]", "[opened]", r"has opened; the keys are area, catalog, cluster"),
+        ("bbox = ", "box = ", r"\[\[area\]\] has box; the keys are bbox, datetime, intersects, name"),
+        ('name = "west"', 'name = "east"', r"the areas are called \['east', 'east'\]; each needs a name of its own"),
+        ('name = "west"', 'name = "../west"', "each needs a name of its own, without slashes"),
+        ('name = "west"', "", "missing 1 required positional argument: 'name'"),
+        ("{area}", "all", "is one for several areas"),
+        ("{area}", "{year}", r"the only name to fill in is \{area\}"),
+        ("{area}", "{area", "store=.*expected '}'"),
+        (
+            "[write]",
+            '[cluster]\nclass = "os.system"\n[write]',
+            r"\[cluster\] class='os.system': must be a class of coiled",
+        ),
+        ("[write]", "[cluster]\nworker = 3\n[write]", r"\[cluster\] has worker; see xr_ginet.jobs"),
+        (
+            "[write]",
+            '[cluster]\nclass = "coiled.Cluster"\naddress = "tcp://a:1"\n[write]',
+            "class and address: drop one",
+        ),
+        ("[open]", "open = 3\n[opened]", "has opened"),
+        ('catalog = "', 'catalog = 3 # "', "catalog=3 must be text"),
+    ],
+)
+def test_a_job_file_that_is_wrong_says_where(folder: Path, old: str, new: str, match: str) -> None:
+    text = (folder / "job.toml").read_text()
+    assert old in text
+    (folder / "job.toml").write_text(text.replace(old, new))
+    with pytest.raises(ValueError, match=match):
+        Job.from_toml(folder / "job.toml")
+
+
+def test_a_job_without_areas_or_with_a_cluster_that_is_not_installed_is_refused(folder: Path) -> None:
+    (folder / "none.toml").write_text('catalog = "a"\nstore = "b"\n')
+    with pytest.raises(ValueError, match=r"names no area: add \[\[area\]\] with name= and bbox="):
+        Job.from_toml(folder / "none.toml")
+    text = (folder / "job.toml").read_text()
+    (folder / "job.toml").write_text(text + '[cluster]\nclass = "dask_jobqueue.SLURMCluster"\n')
+    with pytest.raises(ImportError, match=r"\[cluster\] class='dask_jobqueue.SLURMCluster': .*Install what it is part"):
+        run(Job.from_toml(folder / "job.toml"))
+    result = CliRunner().invoke(app, ["submit", str(folder / "gone.toml")])
+    assert result.exit_code == 1
+    assert "gone.toml" in result.output

@@ -1,0 +1,312 @@
+"""Batch jobs: areas and dates of a catalogue into cubes, from a TOML file, here or on a Dask cluster.
+
+catalog = "https://stac.example/v1"
+datetime = "2024"
+store = "cubes/{area}.zarr"        # a path or an fsspec URL; relative paths start at the file's folder
+report = "cubes/report.json"       # what became of each area and date, kept up to date
+
+[open]                             # further arguments of open_stac, such as
+chunks = 1024
+
+[superresolve]                     # arguments of superresolve
+depth = "auto"
+
+[write]                            # arguments of to_zarr
+dtype = "uint16"
+
+[[area]]
+name = "gers"
+bbox = [0.05, 43.65, 0.15, 43.72]
+
+[cluster]                          # without it: threads of this process
+class = "distributed.LocalCluster" # or of dask_jobqueue, dask_gateway, dask_kubernetes, dask_cuda, coiled
+workers = 4                        # to scale to, or [1, 20] to adapt between
+options = { threads_per_worker = 1 }
+# or, in place of class: address = "tcp://10.0.0.1:8786"
+
+A job that is run again writes what its stores do not hold completely: dates that failed, and dates that are new. Dates
+are computed one after the other, so that graphs stay small however long the series, and one that fails does not stop
+the others.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, fields
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from string import Formatter
+from typing import Any, Literal
+
+from . import growing
+from .sentinel2.addresses import without_secrets
+
+CLUSTER_MODULES = ("coiled", "dask_cuda", "dask_gateway", "dask_jobqueue", "dask_kubernetes", "distributed")
+"""Where a job file may have its cluster from."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Area:
+    """One area of a job, and its cube."""
+
+    name: str
+    bbox: tuple[float, float, float, float] | None = None
+    """West, south, east, north in degrees."""
+    intersects: Mapping[str, Any] | None = None
+    """GeoJSON geometry, in place of ``bbox``."""
+    datetime: str | None = None
+    """In place of the job's."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a TOML file says."""
+
+    catalog: str
+    """URL of a STAC API."""
+    store: str
+    """Path or URL of each area's cube, with ``{area}`` for its name."""
+    area: tuple[Area, ...]
+    datetime: str | None = None
+    """Date or range to search."""
+    report: str | None = None
+    """Path of a JSON file."""
+    mask_clouds: bool = False
+    """Whether what the scene classification calls cloudy is left out."""
+    open: Mapping[str, Any] = field(default_factory=dict)
+    superresolve: Mapping[str, Any] = field(default_factory=dict)
+    write: Mapping[str, Any] = field(default_factory=dict)
+    cluster: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Job:
+        """Return the job that a file describes.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If it is no TOML, has an unknown key, lacks one, or a value makes no sense.
+        """
+        path = Path(path)
+        try:
+            table = tomllib.loads(path.read_text())
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is no TOML: {error}") from error
+        areas = table.get("area")
+        if not isinstance(areas, list) or not areas or not all(isinstance(area, dict) for area in areas):
+            raise ValueError(f"{path} names no area: add [[area]] with name= and bbox=")
+        table["area"] = tuple(_build(Area, area, f"{path} [[area]]") for area in areas)
+        for key in ("store", "report"):
+            value = table.get(key)
+            if isinstance(value, str) and "://" not in value:
+                table[key] = str(path.parent / value)
+        job = _build(cls, table, str(path))
+        job.check(str(path))
+        return job
+
+    def check(self, where: str) -> None:
+        """Raise where a value makes no sense; of what is handed on, only that it is a table."""
+        for name in ("catalog", "store"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{where}: {name}={getattr(self, name)!r} must be text")
+        for name in ("open", "superresolve", "write", "cluster"):
+            if not isinstance(getattr(self, name), dict):
+                raise ValueError(f"{where}: {name}={getattr(self, name)!r} must be a table, [{name}]")
+        names = [area.name for area in self.area]
+        if len(set(names)) < len(names) or not all(
+            isinstance(name, str) and name and not set(name) & set("/\\") and name not in (".", "..") for name in names
+        ):
+            raise ValueError(f"{where}: the areas are called {names}; each needs a name of its own, without slashes")
+        placed = [self.store_of(area) for area in self.area]
+        if len(set(placed)) < len(placed):
+            raise ValueError(f"{where}: store={self.store!r} is one for several areas. Type a name with {{area}} in it")
+        if unknown := self.cluster.keys() - {"class", "address", "workers", "options"}:
+            raise ValueError(f"{where} [cluster] has {', '.join(sorted(unknown))}; see xr_ginet.jobs for the keys")
+        kind = self.cluster.get("class")
+        if kind is not None and (not isinstance(kind, str) or kind.partition(".")[0] not in CLUSTER_MODULES):
+            raise ValueError(f"{where} [cluster] class={kind!r}: must be a class of {', '.join(CLUSTER_MODULES)}")
+        if kind is not None and "address" in self.cluster:
+            raise ValueError(f"{where} [cluster] has class and address: drop one")
+
+    def store_of(self, area: Area) -> str:
+        """Return where an area's cube lies."""
+        try:
+            names = {name for _, name, _, _ in Formatter().parse(self.store) if name is not None}
+        except ValueError as error:
+            raise ValueError(f"store={self.store!r}: {error}") from error
+        if names - {"area"}:
+            raise ValueError(f"store={self.store!r}: the only name to fill in is {{area}}")
+        return self.store.replace("{area}", area.name)
+
+
+def _build(kind: type[Any], table: Mapping[str, Any], where: str) -> Any:
+    known = {f.name for f in fields(kind)}
+    if unknown := sorted(table.keys() - known):
+        raise ValueError(f"{where} has {', '.join(unknown)}; the keys are {', '.join(sorted(known))}")
+    try:
+        return kind(**table)
+    except TypeError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+State = Literal["running", "complete", "partial", "failed"]
+
+
+@dataclass
+class AreaReport:
+    """What became of one area."""
+
+    area: str
+    store: str
+    state: State = "running"
+    error: str = ""
+    tasks: int = 0
+    """In the graph of all dates; one date has its share."""
+    dates: list[growing.Outcome] = field(default_factory=list)
+
+
+@dataclass
+class Report:
+    """What became of a job."""
+
+    started: str
+    areas: list[AreaReport] = field(default_factory=list)
+
+    @property
+    def state(self) -> State:
+        """Return whether all, some or none of the areas and dates are complete."""
+        states = {area.state for area in self.areas}
+        return next(iter(states)) if len(states) == 1 else "partial"
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Return how many dates were written, kept and failed."""
+        states = [outcome.state for area in self.areas for outcome in area.dates]
+        return {state: states.count(state) for state in ("written", "kept", "failed")}
+
+    def to_json(self) -> str:
+        """Return the report as JSON."""
+        areas = [vars(area) | {"dates": [outcome._asdict() for outcome in area.dates]} for area in self.areas]
+        return json.dumps({"started": self.started, "state": self.state, **self.counts, "areas": areas}, indent=2)
+
+
+def run(job: Job, *, tell: Callable[[str, growing.Outcome], None] | None = None) -> Report:
+    """Run a job, now, and return what became of each of its areas and dates.
+
+    Parameters
+    ----------
+    job : Job
+    tell : callable, optional
+        Called with the name of an area and each of its dates' outcomes.
+
+    Returns
+    -------
+    Report
+        Also written to the job's ``report`` after each date, so that it tells of a job that was killed.
+
+    Raises
+    ------
+    ValueError, ImportError
+        If the cluster cannot be had. What goes wrong in an area is in the report, and the next one is begun.
+    OSError
+        If a store or the report has no room left.
+    """
+    report = Report(datetime.now(UTC).isoformat(timespec="seconds"))
+    named = (job.superresolve.get(key) for key in ("weights", "weights_60m"))
+    with _cluster(job.cluster, [name for name in named if isinstance(name, str) and Path(name).is_file()]):
+        for area in job.area:
+            part = AreaReport(area.name, job.store_of(area))
+            report.areas.append(part)
+
+            def told(outcome: growing.Outcome, part: AreaReport = part) -> None:
+                part.dates.append(outcome)
+                _save(job, report)
+                if tell:
+                    tell(part.area, outcome)
+
+            try:
+                _write_area(job, area, part, told)
+            except growing.PartialFailure:
+                done = any(outcome.state != "failed" for outcome in part.dates)
+                part.state = "partial" if done else "failed"
+            except Exception as error:
+                if isinstance(error, OSError) and error.errno in growing.NO_ROOM:
+                    raise
+                part.error = without_secrets(f"{type(error).__name__}: {error}")
+                part.state = "partial" if part.dates else "failed"
+                _log.warning("%s failed: %s", area.name, part.error)
+            else:
+                part.state = "complete"
+            _save(job, report)
+    return report
+
+
+def _write_area(job: Job, area: Area, part: AreaReport, told: Callable[[growing.Outcome], None]) -> None:
+    from .mapping import superresolve
+    from .sentinel2.bands import layers_for
+    from .sentinel2.catalog import open_stac
+    from .sentinel2.scl import mask_clouds
+    from .store import to_zarr
+
+    began = time.monotonic()
+    where = {"bbox": area.bbox and tuple(area.bbox), "intersects": area.intersects}
+    layers = layers_for(job.superresolve.get("bands", "20m"), mask_clouds=job.mask_clouds)
+    options: dict[str, Any] = {"datetime": area.datetime or job.datetime, "bands": layers, **where, **job.open}
+    cube = open_stac(job.catalog, **options)
+    result = superresolve(mask_clouds(cube) if job.mask_clouds else cube, **job.superresolve)
+    part.tasks = len(result.__dask_graph__())
+    _log.info("%s: %s dates, opened in %.1f s", area.name, result.sizes.get("time", 1), time.monotonic() - began)
+    if "://" not in part.store:
+        Path(part.store).parent.mkdir(parents=True, exist_ok=True)
+    to_zarr(result, part.store, mode="a", resume=True, tell=told, **job.write)
+
+
+def _save(job: Job, report: Report) -> None:
+    if job.report is None:
+        return
+    path = Path(job.report)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".new")
+    beside.write_text(report.to_json() + "\n")
+    beside.replace(path)
+
+
+@contextmanager
+def _cluster(options: Mapping[str, Any], files: Sequence[str]) -> Iterator[None]:
+    """Have a Dask cluster that has some files while the context lasts, or compute in threads of this process."""
+    if not options:
+        yield
+        return
+    from distributed import Client
+    from distributed.diagnostics.plugin import UploadFile
+
+    address = options.get("address")
+    cluster: AbstractContextManager[Any] = nullcontext(address)
+    if address is None:
+        name = options.get("class", "distributed.LocalCluster")
+        module, _, kind = name.rpartition(".")
+        try:
+            make = getattr(import_module(module), kind)
+        except (ImportError, AttributeError) as error:
+            raise ImportError(f"[cluster] class={name!r}: {error}. Install what it is part of") from error
+        cluster = make(**options.get("options", {}))
+    with cluster as at, Client(at) as client:
+        workers = options.get("workers")
+        if isinstance(workers, list):
+            at.adapt(minimum=workers[0], maximum=workers[1])
+        elif workers is not None and address is None:
+            at.scale(workers)
+        client.wait_for_workers(1)
+        for path in files:  # once to each worker, also to those that come later
+            client.register_plugin(UploadFile(path, load=False))
+        yield
