@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from .sentinel2.addresses import without_secrets
 from .sentinel2.grids import FINE_DIMS
+from .transactions import Place, readable
 
 CHECKSUM = "ginet_checksum"
 """Variable with the checksum of each date, 0 where it is not complete."""
@@ -84,7 +85,7 @@ def _part_dim(cube: xr.Dataset) -> str:
 
 
 def fill(
-    target: Any,
+    place: Place,
     cube: xr.Dataset,
     *,
     progress: Callable[[Any], None] | None = None,
@@ -96,26 +97,30 @@ def fill(
     next one begins, so that no more than one is ever in doubt. One that fails is left without a record, and the next
     one begins; where the store has no room left, the error is raised at once.
     """
-    with xr.open_zarr(target, chunks=None) as stored:
+    with xr.open_zarr(place.store, chunks=None) as stored:
         done = np.atleast_1d(stored[CHECKSUM].values) != 0
         order = _order(stored, cube)
+    place.commit("room for the dates")
     dates = np.atleast_1d(cube["time"].values).astype("datetime64[s]") if "time" in cube.dims else [""]
     outcomes = []
-    for i, place in enumerate(order):
+    for i, index in enumerate(order):
         began, state, error = time.monotonic(), "kept", ""
-        if not done[place]:
+        if not done[index]:
             try:
-                _write(target, cube, i, place, progress)
-                _record(target, place if "time" in cube.dims else None)
+                _write(place.store, cube, i, index, progress)
+                _record(place.store, index if "time" in cube.dims else None)
                 state = "written"
             except Exception as problem:
                 if isinstance(problem, OSError) and problem.errno in NO_ROOM:
                     raise
+                place.undo()
                 state, error = "failed", without_secrets(f"{type(problem).__name__}: {problem}")
         outcome = Outcome(str(dates[i]), state, round(time.monotonic() - began, 3), error)  # type: ignore[arg-type]
         outcomes.append(outcome)
         told = f"{len(outcomes)}/{len(order)} {outcome.date} {state}, {outcome.seconds:.1f} s"
-        _log.log(logging.WARNING if error else logging.INFO, "%s %s%s", target, told, f": {error}" if error else "")
+        place.commit(told)
+        told += f": {error}" if error else ""
+        _log.log(logging.WARNING if error else logging.INFO, "%s %s", place.store, told)
         if tell:
             tell(outcome)
     return outcomes
@@ -180,7 +185,7 @@ def status(target: Any, *, verify: bool = False) -> xr.DataArray:
 
     Parameters
     ----------
-    target : str, Path or zarr store
+    target : str, Path, zarr store or icechunk.Repository
         A cube that was written with ``resume=True`` or ``mode="a"``.
     verify : bool
         Read every complete date, chunk by chunk, and compare it with its checksum.
@@ -195,6 +200,7 @@ def status(target: Any, *, verify: bool = False) -> xr.DataArray:
     ValueError
         If the cube has no records.
     """
+    target = readable(target)
     with xr.open_zarr(target, chunks=None) as stored:
         if CHECKSUM not in stored:
             raise ValueError(f"{target} has no {CHECKSUM}: it was not written with resume=True or mode='a'")

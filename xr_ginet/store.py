@@ -18,7 +18,8 @@ import xarray as xr
 from . import growing
 from .sentinel2.bands import BANDS
 from .sentinel2.grids import read_crs
-from .sentinel2.layouts import place
+from .sentinel2.layouts import place as with_place
+from .transactions import is_repository, place_of
 
 Mode = Literal["w", "w-", "a"]
 StoredDtype = Literal["float32", "uint16"]
@@ -104,8 +105,9 @@ def to_zarr(
     ds : Dataset
         Float reflectance, lazy or not. Each Dask chunk becomes one chunk of the store; where chunks are ragged, the
         cube is first rechunked to its largest chunk on each axis.
-    target : str, Path or zarr store
-        Where to. A store that exists already is left alone unless ``mode="w"``.
+    target : str, Path, zarr store or icechunk.Repository
+        Where to. A store that exists already is left alone unless ``mode="w"``. Of a repository readers of ``main`` see
+        the job when it ends, all at once; one that was interrupted goes on from its last complete date.
     mode : {"w", "w-", "a"}, optional
         ``"w"`` replaces an existing store, a local one only after the new one is complete; ``"w-"`` and None refuse.
         ``"a"`` appends the dates that the store does not have, and writes those anew that it has; like ``resume``,
@@ -160,8 +162,17 @@ def to_zarr(
         raise ValueError(f"zarr_format={zarr_format!r}: must be 2 or 3")
     if progress and not compute:
         raise ValueError("progress=True shows the computation, but compute=False puts it off")
+    if is_repository(target):
+        if not grows:
+            raise ValueError("an Icechunk repository is written date by date. Type resume=True, or mode='a'")
+        if _workers_elsewhere():
+            raise ValueError(
+                "Icechunk's sessions are written from one process, and a cluster computes in others. Close its client, "
+                "or write to a Zarr store"
+            )
+        zarr_format = 3
     path = _local_path(target)
-    exists = _check_target(target, path, "w" if grows else mode, compute=compute)
+    exists = False if is_repository(target) else _check_target(target, path, "w" if grows else mode, compute=compute)
     if grows:
         _grow(ds, path or target, mode, resume, reflectance, zarr_format, compression_level, progress, tell)
         return None
@@ -210,16 +221,16 @@ def _grow(
     dates = ds.chunk(time=1) if "time" in ds.dims else ds
     cube, encoding = _encode(dates, reflectance, zarr_format, compression_level)
     cube = growing.with_static(cube)
-    with warnings.catch_warnings(), _sole_writer(target):
+    with warnings.catch_warnings(), _sole_writer(target), place_of(target) as place:
         warnings.filterwarnings("ignore", message="Consolidated metadata")
-        if not _exists(str(target) if isinstance(target, Path) else target):
-            _make_room(cube, target, encoding, zarr_format)
+        if not _exists(str(target) if isinstance(target, Path) else place.store):
+            _make_room(cube, place.store, encoding, zarr_format)
         else:
-            growing.repair(target)
-            growing.check_same(target, cube, encoding, whole=mode != "a")
+            growing.repair(place.store)
+            growing.check_same(place.store, cube, encoding, whole=mode != "a")
             if mode == "a":
-                growing.append(target, cube, keep=resume)
-        outcomes = growing.fill(target, cube, progress=progress_bar if progress else None, tell=tell)
+                growing.append(place.store, cube, keep=resume)
+        outcomes = growing.fill(place, cube, progress=progress_bar if progress else None, tell=tell)
     if any(outcome.state == "failed" for outcome in outcomes):
         raise growing.PartialFailure(target, outcomes)
 
@@ -336,7 +347,7 @@ def _encode(
     ds = ds.unify_chunks()
     chunks = {str(dim): max(sizes) for dim, sizes in ds.chunksizes.items()}
     ragged = any(set(sizes[:-1]) - {chunks[str(dim)]} for dim, sizes in ds.chunksizes.items())
-    cube = place(ds.chunk(chunks) if ragged else ds, crs=read_crs(ds)).copy()
+    cube = with_place(ds.chunk(chunks) if ragged else ds, crs=read_crs(ds)).copy()
     encoding: dict[str, dict[str, Any]] = {}
     for name, variable in cube.variables.items():
         new: dict[str, Any] = {}
