@@ -18,6 +18,7 @@ import pipeline
 import pytest
 import quality
 import scenes
+import sixty
 import studies
 import supreme
 import torch
@@ -142,6 +143,18 @@ def test_studies_write_their_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert learned["clusters-3"] == list(names)
     assert learned["simulated-only"] == [f"scene-{seed}" for seed in range(4)]
     assert load_checkpoint(tmp_path / "runs/simulated-first/simulated-first.safetensors").card["start"] is not None
+
+
+@needs_shared
+def test_60_m_benchmark_writes_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sixty, "TRAIN", ("ssc_coastal", "ben_T35VLC_20170927_66_56"))
+    monkeypatch.setattr(sixty, "VALIDATION", ())
+    command = ["--scenes", str(SHARED), "--steps", "1", "--held-out", "T35VLC"]
+    sixty.main([*command, "--out", str(tmp_path / "sixty.md")])
+    lines = [line.split(" | ") for line in (tmp_path / "sixty.md").read_text().splitlines() if line.startswith("| ")]
+    assert lines[2][0] == "| ben_T35VLC_20170927_66_56"
+    assert 2 * float(lines[2][4]) < float(lines[2][2])  # B09 by regression, against bicubic
+    assert lines[3][3] == "1.00"
 
 
 def test_pipeline_benchmark_writes_its_tables(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import pytest
 import xarray as xr
 import zarr
 from conftest import no_compute, two_grids
+from distributed import Client, LocalCluster
 
 import xr_ginet
 from xr_ginet.growing import CHECKSUM, Outcome, PartialFailure
@@ -274,6 +275,26 @@ def test_cubes_grow_in_any_store(target: Callable[[], Any], zarr_format: int) ->
     cube.ginet.to_zarr(place, mode="a", resume=True, zarr_format=zarr_format)
     assert xr_ginet.status(place, verify=True).values.tolist() == [True] * 3
     np.testing.assert_array_equal(xr.open_zarr(place)["B02"], values)
+
+
+def test_a_worker_killed_in_the_middle_of_a_date_costs_nothing(cube: xr.Dataset, whole: dict, tmp_path: Path) -> None:
+    killed = []
+
+    def kill(block: np.ndarray, block_id: tuple[int, ...], mark: Path) -> np.ndarray:
+        if block_id[:2] == (1, 0) and not mark.exists():  # the worker that computes the second date, once
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return block
+
+    dates = cube.chunk(time=1)
+    data = dates["B11"].data.map_blocks(kill, dtype="float32", mark=tmp_path / "killed")
+    deadly = dates.assign(B11=dates["B11"].copy(data=data))
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster, Client(cluster):
+        deadly.ginet.to_zarr(tmp_path / "cube.zarr", resume=True, tell=killed.append)
+    assert (tmp_path / "killed").exists()
+    assert [outcome.state for outcome in killed] == ["written"] * 4
+    assert pixels(files(tmp_path / "cube.zarr")) == pixels(whole)
+    assert xr_ginet.status(tmp_path / "cube.zarr", verify=True).all()
 
 
 KILLED = """

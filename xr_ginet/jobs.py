@@ -100,8 +100,15 @@ class Job:
         path = Path(path)
         try:
             table = tomllib.loads(path.read_text())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (RecursionError, ValueError) as error:
             raise ValueError(f"{path} is no TOML: {error}") from error
+        try:
+            return cls._of_table(table, path)
+        except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+            raise ValueError(f"{path} makes no sense: {error!r}") from error
+
+    @classmethod
+    def _of_table(cls, table: dict[str, Any], path: Path) -> Job:
         areas = table.get("area")
         if not isinstance(areas, list) or not areas or not all(isinstance(area, dict) for area in areas):
             raise ValueError(f"{path} names no area: add [[area]] with name= and bbox=")
@@ -110,7 +117,7 @@ class Job:
             value = table.get(key)
             if isinstance(value, str) and "://" not in value:
                 table[key] = str(path.parent / value)
-        job = _build(cls, table, str(path))
+        job: Job = _build(cls, table, str(path))
         job.check(str(path))
         return job
 
@@ -150,6 +157,8 @@ class Job:
 
 
 def _build(kind: type[Any], table: Mapping[str, Any], where: str) -> Any:
+    if not isinstance(table, dict):
+        raise ValueError(f"{where} is {table!r}; a table is needed")
     known = {f.name for f in fields(kind)}
     if unknown := sorted(table.keys() - known):
         raise ValueError(f"{where} has {', '.join(unknown)}; the keys are {', '.join(sorted(known))}")

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -47,8 +48,18 @@ class Checkpoint:
 
     def network(self) -> GINet:
         """Return the network with these weights, on the CPU, in evaluation mode."""
+        with torch.device("meta"):
+            empty = GINet(self.config)
+        needed = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
         with safe_open(self.path, framework="pt") as file:
-            state = {key: file.get_tensor(key) for key in file.keys()}
+            held = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+            if held != needed:
+                wrong = sorted(n for n in held.keys() | needed.keys() if held.get(n) != needed.get(n))
+                raise ValueError(
+                    f"{self.path} does not hold the network that it describes: {wrong[0]} is {held.get(wrong[0])}, "
+                    f"needed is {needed.get(wrong[0])}, and {len(wrong) - 1} more differ"
+                )
+            state = {name: file.get_tensor(name) for name in file.keys()}
         network = GINet(self.config)
         network.load_state_dict(state)
         return network.eval().requires_grad_(False)
@@ -94,12 +105,18 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"{path} holds no {METADATA_KEY!r} in its metadata: it was not written by xr_ginet. Read a checkpoint of "
             "the authors' with xr_ginet.from_authors(path) and store it with xr_ginet.save_checkpoint"
         )
-    content = json.loads(metadata[METADATA_KEY])
-    stored = content["config"]
+    try:
+        content = json.loads(metadata[METADATA_KEY])
+        stored, card = dict(content["config"]), dict(content["card"])
+    except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not tell its configuration and card: {error!r}") from error
     if unknown := stored.keys() - {field.name for field in dataclasses.fields(GINetConfig)}:
         raise ValueError(f"{path} was written by a newer xr_ginet: it sets {sorted(unknown)}. pip install -U xr-ginet")
-    config = GINetConfig(**stored)
-    return Checkpoint(path.resolve(), config, content["card"])
+    try:
+        config = GINetConfig(**stored)
+    except TypeError as error:
+        raise ValueError(f"{path} has a configuration that is none: {error}") from error
+    return Checkpoint(path.resolve(), config, card)
 
 
 def save_checkpoint(path: str | Path, network: GINet, card: Mapping[str, Any] | None = None) -> Checkpoint:

@@ -26,6 +26,23 @@ GUIDE_CHANNELS = 3
 GUIDE_FEATURES = 5
 
 
+LIMITS = {
+    "bands": 64,
+    "factor": 60,
+    "n_stages": 64,
+    "n_features": 4096,
+    "n_clusters": 256,
+    "n_blocks": 64,
+    "window_size": 65,
+    "patch_size": 65,
+}
+"""Far above what makes sense: a file must not ask for all the memory or time that there is."""
+
+
+def _is_within(value: object, least: int, name: str) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= LIMITS[name]
+
+
 @dataclass(frozen=True)
 class GINetConfig:
     """What decides the network's function besides its weights."""
@@ -62,15 +79,27 @@ class GINetConfig:
         object.__setattr__(self, "bands", tuple(self.bands))
         object.__setattr__(self, "guide_bands", tuple(self.guide_bands))
         object.__setattr__(self, "cluster_features", tuple(self.cluster_features))
-        if len(self.cluster_features) != 2 or min(self.cluster_features) < 1:
-            raise ValueError(f"cluster_features={self.cluster_features}: must be two positive widths")
+        for name in ("bands", "guide_bands"):
+            names = getattr(self, name)
+            if len(names) > LIMITS["bands"] or not all(isinstance(band, str) for band in names):
+                raise ValueError(f"{name}={names!r}: must be at most {LIMITS['bands']} names")
+        if len(self.cluster_features) != 2 or not all(_is_within(w, 1, "n_features") for w in self.cluster_features):
+            raise ValueError(
+                f"cluster_features={self.cluster_features}: must be two positive widths of at most "
+                f"{LIMITS['n_features']}"
+            )
         for name, least in (("factor", 2), ("n_stages", 1), ("n_features", 1), ("n_clusters", 1), ("n_blocks", 0)):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}={value!r}: must be an integer of at least {least}")
+            if not _is_within(value, least, name):
+                raise ValueError(
+                    f"{name}={value!r}: must be an integer of at least {least}, and at most {LIMITS[name]}"
+                )
         for name in ("window_size", "patch_size"):
-            if getattr(self, name) < 1 or getattr(self, name) % 2 == 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must be odd and positive, so that it has a centre")
+            value = getattr(self, name)
+            if not _is_within(value, 1, name) or value % 2 == 0:
+                raise ValueError(
+                    f"{name}={value!r}: must be odd and positive, so that it has a centre, and at most {LIMITS[name]}"
+                )
         for name, choices in (("assignment", ("hard", "soft")), ("guide", ("learned", "external"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be one of {choices}")

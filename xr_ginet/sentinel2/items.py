@@ -112,6 +112,20 @@ def read_item(
         If a band has no asset at its native resolution, or an asset does not tell its CRS, grid and radiometry, or
         is refused.
     """
+    try:
+        return _read(item, bands, offset, look, remote_only)
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError) as error:
+        named = item.get("id") if isinstance(item, Mapping) else item
+        raise ValueError(f"item {named!r} is not as STAC has it: {error!r}") from error
+
+
+def _read(
+    item: Mapping[str, Any],
+    bands: Iterable[str],
+    offset: float | Literal["auto"],
+    look: Callable[[str], Mapping[str, Any]] | None,
+    remote_only: bool,
+) -> Scene:
     found = {}
     for name in bands:
         key, asset = _find_asset(item, name)

@@ -83,13 +83,20 @@ class Run:
         """
         try:
             table = tomllib.loads(Path(path).read_text())
-        except tomllib.TOMLDecodeError as error:
+        except (RecursionError, ValueError) as error:
             raise ValueError(f"{path} is no TOML: {error}") from error
+        try:
+            return cls._of_table(table, Path(path))
+        except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+            raise ValueError(f"{path} makes no sense: {error!r}") from error
+
+    @classmethod
+    def _of_table(cls, table: dict[str, Any], path: Path) -> Run:
         sections: dict[str, type] = {"network": GINetConfig, "patches": PatchOptions, "fit": FitOptions}
         if "start" in table and table.keys() & {"network", "clusters"}:
             raise ValueError(f"{path} has start, whose network is what it is, and [network] or clusters too: drop one")
         for name in ("train", "validation"):
-            table[name] = tuple(_with_path(entry, Path(path).parent, name) for entry in table.get(name, ()))
+            table[name] = tuple(_with_path(entry, path.parent, name) for entry in table.get(name, ()))
         if not table["train"]:
             raise ValueError(f"{path} names no cube to learn from: add [[train]] with path= or catalog=")
         bands = PAIRS.get(table.get("patches", {}).get("resolution", 20), TWENTY)
@@ -103,6 +110,8 @@ class Run:
 
 def _build(kind: type[T], table: Table, where: str) -> T:
     """Return a dataclass of the values of a table, whose keys must be its fields."""
+    if not isinstance(table, dict):
+        raise ValueError(f"{where} is {table!r}; a table is needed")
     fields = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     if unknown := sorted(table.keys() - fields):
         raise ValueError(f"{where} has {', '.join(unknown)}; the keys are {', '.join(sorted(fields))}")
