@@ -11,6 +11,7 @@ from types import ModuleType
 
 import attention
 import depths
+import faults
 import gaps
 import loader
 import numpy as np
@@ -155,6 +156,13 @@ def test_60_m_benchmark_writes_its_table(tmp_path: Path, monkeypatch: pytest.Mon
     assert lines[2][0] == "| ben_T35VLC_20170927_66_56"
     assert 2 * float(lines[2][4]) < float(lines[2][2])  # B09 by regression, against bicubic
     assert lines[3][3] == "1.00"
+
+
+def test_faults_benchmark_finds_every_complete_date_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GDAL_HTTP_LOW_SPEED_TIME", "1")
+    monkeypatch.setattr("xr_ginet.sentinel2.patience.FIRST_PAUSE", 0.01)
+    found = [row for row, _ in zip(faults.rows(tmp_path, 96, 0), range(2), strict=False)]
+    assert [row[3:] for row in found] == [["0 of 4", "yes", "yes"], ["4 of 4", "yes", "yes"]]
 
 
 def test_pipeline_benchmark_writes_its_tables(tmp_path: Path) -> None:

@@ -96,6 +96,32 @@ def test_an_interrupted_job_goes_on_and_ends_at_the_same_bits(cube: xr.Dataset, 
     assert files(path) == whole
 
 
+@pytest.mark.parametrize("dtype", ["float32", "uint16"])
+def test_a_chunk_becomes_one_shard_of_small_chunks(cube: xr.Dataset, tmp_path: Path, dtype: str) -> None:
+    small, plain = tmp_path / "small.zarr", tmp_path / "plain.zarr"
+    regular = cube.chunk(time=1, y=24, x=16)
+    regular.isel(time=slice(2)).ginet.to_zarr(small, mode="a", inner_chunks=8, dtype=dtype)
+    regular.ginet.to_zarr(small, mode="a", inner_chunks=8, dtype=dtype)
+    regular.ginet.to_zarr(plain, resume=True, dtype=dtype)
+    array = zarr.open_array(small, path="B05", mode="r")
+    assert (array.chunks, array.shards) == ((1, 8, 8), (1, 24, 16))
+    assert len(list((small / "B05" / "c").rglob("*"))) == len(list((plain / "B05" / "c").rglob("*")))
+    stored = [xr.open_zarr(path).drop_vars(CHECKSUM).load() for path in (small, plain)]
+    xr.testing.assert_equal(*stored)
+    assert xr_ginet.status(small, verify=True).all()
+    at_once = tmp_path / "at_once.zarr"
+    regular.ginet.to_zarr(at_once, inner_chunks=8, dtype=dtype)
+    xr.testing.assert_equal(xr.open_zarr(at_once).load(), stored[1])
+    with pytest.raises(ValueError, match=r"shards of B02 \(1, 24, 16\), now None|chunks of B02"):
+        regular.ginet.to_zarr(small, mode="a", dtype=dtype)
+    for options, match in (
+        ({"inner_chunks": 7}, r"inner_chunks=7 does not divide the cube's chunks \(1, 24, 16\)"),
+        ({"inner_chunks": 8, "zarr_format": 2}, "shards are of Zarr version 3"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            regular.ginet.to_zarr(tmp_path / "none.zarr", **options)
+
+
 @contextmanager
 def no_network() -> Iterator[None]:
     """Fail where the network runs."""

@@ -29,7 +29,7 @@ CHECKSUM = "ginet_checksum"
 OF_A_DATE = ("source_items", "radiometry")
 """Attributes that may differ between what is in a cube and what is appended to it."""
 
-COMPARED = ("dtype", "scale_factor", "add_offset", "chunks")
+COMPARED = ("dtype", "scale_factor", "add_offset", "chunks", "shards")
 """Encodings that must be the same throughout a cube."""
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from uuid import uuid4
 
 import dask
@@ -17,7 +18,7 @@ import xarray as xr
 
 from . import growing
 from .sentinel2.bands import BANDS
-from .sentinel2.grids import read_crs
+from .sentinel2.grids import FINE_DIMS, read_crs
 from .sentinel2.layouts import place as with_place
 from .transactions import is_repository, place_of
 
@@ -26,6 +27,14 @@ StoredDtype = Literal["float32", "uint16"]
 
 DIGITAL_NUMBER: dict[str, Any] = {"dtype": "uint16", "scale_factor": 1e-4, "add_offset": -0.1, "_FillValue": 0}
 """Encoding of reflectance as Sentinel-2's own products have it: -0.0999 to 6.4534 in steps of 0.0001, 0 for missing."""
+
+
+class Layout(NamedTuple):
+    """How arrays lie in a store."""
+
+    zarr_format: int
+    inner_chunks: int | None
+    compression_level: int
 
 
 FLOAT: dict[str, Any] = {"dtype": "float32", "scale_factor": 1.0, "add_offset": 0.0, "_FillValue": np.float32(np.nan)}
@@ -93,6 +102,7 @@ def to_zarr(
     dtype: StoredDtype = "float32",
     like: Literal["input"] | None = None,
     zarr_format: int = 3,
+    inner_chunks: int | None = None,
     compression_level: int = 5,
     progress: bool = False,
     tell: Callable[[growing.Outcome], None] | None = None,
@@ -122,6 +132,10 @@ def to_zarr(
         In place of ``dtype``: dtype, scale, offset and nodata are those of the digital numbers that the cube was made
         from.
     zarr_format : {3, 2}
+    inner_chunks : int, optional
+        Each Dask chunk becomes one shard (one file or object) of chunks of so many pixels on each axis, which can be
+        read one by one: few objects to keep, little to read for a small window. The Dask chunks must be multiples of
+        it; of Zarr version 3.
     compression_level : int
         Of Zstandard, 0 to 22.
     progress : bool
@@ -142,9 +156,10 @@ def to_zarr(
         If the store exists, and ``mode`` is neither ``"w"`` nor ``"a"`` and nothing is to be resumed; or if the target
         is a file, or a folder with other files, whatever the mode.
     ValueError
-        If an argument has an unknown value, an attribute cannot be stored, ``like="input"`` and the cube does not tell
-        what it was made from, the target lies in this process's memory while a cluster computes in others, or the
-        store to go on with was made from another grid, other bands, weights, options or (``resume``) dates and items.
+        If an argument has an unknown value, ``inner_chunks`` does not divide the chunks, an attribute cannot be stored,
+        ``like="input"`` and the cube does not tell what it was made from, the target lies in this process's memory
+        while a cluster computes in others, or the store to go on with was made from another grid, other bands, weights,
+        options or (``resume``) dates and items.
     RuntimeError
         If another job on this machine grows the same local store.
     growing.PartialFailure
@@ -160,6 +175,8 @@ def to_zarr(
     reflectance = encoding_of(ds, dtype, like)
     if zarr_format not in (2, 3):
         raise ValueError(f"zarr_format={zarr_format!r}: must be 2 or 3")
+    if inner_chunks is not None and (zarr_format != 3 or inner_chunks < 1):
+        raise ValueError(f"inner_chunks={inner_chunks}, zarr_format={zarr_format}: shards are of Zarr version 3")
     if progress and not compute:
         raise ValueError("progress=True shows the computation, but compute=False puts it off")
     if is_repository(target):
@@ -171,12 +188,13 @@ def to_zarr(
                 "or write to a Zarr store"
             )
         zarr_format = 3
+    layout = Layout(zarr_format, inner_chunks, compression_level)
     path = _local_path(target)
     exists = False if is_repository(target) else _check_target(target, path, "w" if grows else mode, compute=compute)
     if grows:
-        _grow(ds, path or target, mode, resume, reflectance, zarr_format, compression_level, progress, tell)
+        _grow(ds, path or target, mode, resume, reflectance, layout, progress, tell)
         return None
-    cube, encoding = _encode(ds, reflectance, zarr_format, compression_level)
+    cube, encoding = _encode(ds, reflectance, layout)
     # An existing local store is replaced when the new one is whole: until then it can be read, even by this very cube.
     beside = path.with_name(f"{path.name}.{uuid4().hex}") if path and exists else None
     with warnings.catch_warnings():
@@ -197,7 +215,7 @@ def to_zarr(
         progress_bar(write) if progress else dask.compute(write)
     except BaseException:
         if beside:
-            shutil.rmtree(beside)
+            _discard(beside)
         raise
     if path and beside:
         _replace(path, beside)
@@ -210,8 +228,7 @@ def _grow(
     mode: Mode | None,
     resume: bool,
     reflectance: Mapping[str, Any],
-    zarr_format: int,
-    compression_level: int,
+    layout: Layout,
     progress: bool,
     tell: Callable[[growing.Outcome], None] | None,
 ) -> None:
@@ -219,12 +236,12 @@ def _grow(
     if mode == "a" and "time" not in ds.dims:
         raise ValueError("mode='a' appends dates, and the cube has no dimension 'time'. Type ds.expand_dims(time=[…])")
     dates = ds.chunk(time=1) if "time" in ds.dims else ds
-    cube, encoding = _encode(dates, reflectance, zarr_format, compression_level)
+    cube, encoding = _encode(dates, reflectance, layout)
     cube = growing.with_static(cube)
     with warnings.catch_warnings(), _sole_writer(target), place_of(target) as place:
         warnings.filterwarnings("ignore", message="Consolidated metadata")
         if not _exists(str(target) if isinstance(target, Path) else place.store):
-            _make_room(cube, place.store, encoding, zarr_format)
+            _make_room(cube, place.store, encoding, layout.zarr_format)
         else:
             growing.repair(place.store)
             growing.check_same(place.store, cube, encoding, whole=mode != "a")
@@ -248,7 +265,7 @@ def _make_room(cube: xr.Dataset, target: Any, encoding: dict[str, dict[str, Any]
         new.to_zarr(beside, encoding=encoding, **options)
         beside.rename(target)
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
+        _discard(beside)
         raise
 
 
@@ -309,6 +326,15 @@ def _exists(target: Any) -> bool:
     return True
 
 
+def _discard(folder: Path) -> None:
+    """Delete a folder into which tasks of a computation that failed may still be writing."""
+    for _ in range(20):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
+
+
 def _replace(old: Path, new: Path) -> None:
     """Put a folder in the place of another, which is deleted last."""
     place = old.resolve()  # a link stays a link
@@ -341,7 +367,7 @@ def current_client() -> Any | None:
 
 
 def _encode(
-    ds: xr.Dataset, reflectance: Mapping[str, Any], zarr_format: int, compression_level: int
+    ds: xr.Dataset, reflectance: Mapping[str, Any], layout: Layout
 ) -> tuple[xr.Dataset, dict[str, dict[str, Any]]]:
     """Return the cube as it is to be written, and the encoding of its variables."""
     ds = ds.unify_chunks()
@@ -359,9 +385,11 @@ def _encode(
                 new |= reflectance
             else:
                 new |= {"dtype": "float32", "_FillValue": np.float32(np.nan)}
-            new["compressors"] = [_zstandard(zarr_format, compression_level)]
+            new["compressors"] = [_zstandard(layout)]
             if variable.chunks is not None:
                 new["chunks"] = tuple(chunks[str(dim)] for dim in variable.dims)
+                if layout.inner_chunks is not None:
+                    new |= _sharded(new["chunks"], variable.dims, layout.inner_chunks)
         elif np.issubdtype(variable.dtype, np.datetime64):
             # The default encoding counts from the first time: later times would not fit.
             new |= {"units": "microseconds since 1970-01-01", "dtype": "int64", "calendar": "proleptic_gregorian"}
@@ -384,11 +412,22 @@ def _check_attrs(name: str, attrs: Mapping[Any, Any]) -> None:
             ) from error
 
 
-def _zstandard(zarr_format: int, level: int) -> Any:
+def _zstandard(layout: Layout) -> Any:
     from numcodecs import Zstd
     from zarr.codecs import ZstdCodec
 
-    return Zstd(level) if zarr_format == 2 else ZstdCodec(level=level)
+    return Zstd(layout.compression_level) if layout.zarr_format == 2 else ZstdCodec(level=layout.compression_level)
+
+
+def _sharded(shards: tuple[int, ...], dims: Sequence[Any], inner_chunks: int) -> dict[str, Any]:
+    """Return the encoding of shards of smaller chunks, in y and x."""
+    chunks = tuple(min(n, inner_chunks) if dim in FINE_DIMS else n for n, dim in zip(shards, dims, strict=True))
+    if any(shard % chunk for shard, chunk in zip(shards, chunks, strict=True)):
+        raise ValueError(
+            f"inner_chunks={inner_chunks} does not divide the cube's chunks {shards}, each of which is to be one "
+            f"shard. Type ds.chunk(y={max(1, max(shards) // inner_chunks) * inner_chunks}, …), or another inner_chunks="
+        )
+    return {"shards": shards, "chunks": chunks}
 
 
 def progress_bar(write: Any) -> None:
