@@ -35,7 +35,10 @@ bench: $(VENV)/.done
 	$(BIN)/python benchmarks/depths.py
 	$(BIN)/python benchmarks/pipeline.py
 	$(BIN)/python benchmarks/loader.py
+	$(BIN)/python benchmarks/faults.py
+	$(BIN)/python benchmarks/cluster.py
 	$(BIN)/python benchmarks/quality.py --adapt
+	$(BIN)/python benchmarks/sixty.py
 
 clean:
 	rm -rf $(VENV) demo

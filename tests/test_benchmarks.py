@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import attention
+import cluster
 import depths
 import faults
 import gaps
@@ -156,6 +157,13 @@ def test_60_m_benchmark_writes_its_table(tmp_path: Path, monkeypatch: pytest.Mon
     assert lines[2][0] == "| ben_T35VLC_20170927_66_56"
     assert 2 * float(lines[2][4]) < float(lines[2][2])  # B09 by regression, against bicubic
     assert lines[3][3] == "1.00"
+
+
+def test_cluster_benchmark_writes_its_table(tmp_path: Path) -> None:
+    command = ["--side", "64", "--chunk", "32", "--dates", "2", "--weights", "ginet-xs", "--workers", "1"]
+    cluster.main([*command, "--blocks", "16", "--out", str(tmp_path / "cluster.md")])
+    lines = [line.split(" | ") for line in (tmp_path / "cluster.md").read_text().splitlines() if line.startswith("| ")]
+    assert [line[2] for line in lines[2:]] == ["1.00"]
 
 
 def test_faults_benchmark_finds_every_complete_date_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
