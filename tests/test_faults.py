@@ -15,6 +15,7 @@ from faulty import Plan, faulty
 from pystac_client.exceptions import APIError
 
 import xr_ginet
+from xr_ginet.growing import PartialFailure
 from xr_ginet.sentinel2 import patience
 from xr_ginet.simulation import simulate
 
@@ -82,6 +83,27 @@ def test_a_local_file_is_not_waited_for(scene: tuple, tmp_path: Path, monkeypatc
     item["assets"]["blue"]["href"] = str(tmp_path / "gone.tif")
     with pytest.raises(RuntimeError, match=r"Error opening.*gone.tif"):
         opened(item).compute()
+
+
+def test_a_signed_url_leaves_no_secret_in_cubes_logs_and_errors(
+    scene: tuple, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing, path = [True], tmp_path / "cube.zarr"
+    with faulty(scene[1], Plan("500", "B02.tif", lambda number: failing[0])) as url:
+        item = served(scene, url)
+        for asset in item["assets"].values():
+            asset["href"] += "?sig=secret"
+        cube = opened(item)[["B02"]]
+        with caplog.at_level("INFO"), pytest.raises(PartialFailure) as error:
+            cube.ginet.to_zarr(path, resume=True)
+        failing.clear()
+        failing.append(False)
+        cube.ginet.to_zarr(path, resume=True)
+    assert "B02.tif" in str(error.value)
+    told = str(error.value) + caplog.text + str(cube.attrs)
+    assert "secret" not in told
+    assert not any(b"secret" in file.read_bytes() for file in path.rglob("*") if file.is_file())
+    assert xr_ginet.status(path, verify=True).all()
 
 
 class Api:

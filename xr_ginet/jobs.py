@@ -2,7 +2,7 @@
 
 catalog = "https://stac.example/v1"
 datetime = "2024"
-store = "cubes/{area}.zarr"        # a path or an fsspec URL; relative paths start at the file's folder
+store = "cubes/{area}.zarr"        # a path or an fsspec URL; relative paths (of weights too) start at the file's folder
 report = "cubes/report.json"       # what became of each area and date, kept up to date
 
 [open]                             # further arguments of open_stac, such as
@@ -117,6 +117,10 @@ class Job:
             value = table.get(key)
             if isinstance(value, str) and "://" not in value:
                 table[key] = str(path.parent / value)
+        options = table.get("superresolve", {})
+        for key in ("weights", "weights_60m"):
+            if str(options.get(key, "")).endswith(".safetensors"):
+                options[key] = str(path.parent / options[key])
         job: Job = _build(cls, table, str(path))
         job.check(str(path))
         return job
