@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from typing import Any
 
@@ -13,6 +14,18 @@ from .patience import patiently
 
 TIMEOUTS = {"GDAL_HTTP_CONNECTTIMEOUT": 10, "GDAL_HTTP_LOW_SPEED_TIME": 20, "GDAL_HTTP_LOW_SPEED_LIMIT": 1}
 """Seconds to connect; seconds without a byte per second after which a transfer has stalled. The environment's win."""
+
+
+class _WithoutSecrets(logging.Filter):
+    """Let records of a log pass without what is secret in the URLs that they name."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = without_secrets(record.getMessage()), ()
+        return True
+
+
+for _name in ("rasterio._base", "rasterio._env", "rasterio._err"):  # where GDAL's errors are logged, with signed URLs
+    logging.getLogger(_name).addFilter(_WithoutSecrets())
 
 
 def gdal_env() -> Any:
