@@ -27,10 +27,10 @@ from rasterio import Affine
 import xr_ginet
 from xr_ginet.sentinel2 import reader
 from xr_ginet.sentinel2.bands import BANDS, BANDS_10M, BANDS_20M
-from xr_ginet.sentinel2.catalog import find_items
 from xr_ginet.sentinel2.grids import Grid, transform_bounds
 from xr_ginet.sentinel2.items import read_item
 from xr_ginet.sentinel2.radiometry import REFLECTANCE, radiometry
+from xr_ginet.sentinel2.search import find_items
 from xr_ginet.simulation import simulate
 from xr_ginet.simulation.cogs import digital_numbers
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .growing import Outcome
     from .mapping.predictor import Consistency, Precision
     from .network import Checkpoint
-    from .sentinel2.catalog import Catalog
+    from .sentinel2.search import Catalog
     from .training.patches import Patches
 
 

@@ -15,10 +15,11 @@ import xarray as xr
 
 from .. import __version__
 from ..sentinel2.bands import BANDS
-from ..sentinel2.catalog import DEFAULT_COLLECTION, complete
+from ..sentinel2.catalog import complete
 from ..sentinel2.grids import COARSE_DIMS, FINE_DIMS, SIXTY, TWENTY, Bands, Grid, check_nesting, read_crs
 from ..sentinel2.layouts import band_attrs, place
 from ..sentinel2.native import two_grids
+from ..sentinel2.search import DEFAULT_COLLECTION
 from .classical import N_CLUSTERS, Bicubic, ClusterGuide, ClusterRegression, HighPassModulation, fit_clusters
 from .missing import FILL_RADIUS
 from .overlap import map_windows
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from dask.delayed import Delayed
 
     from ..network import Checkpoint, GINetConfig
-    from ..sentinel2.catalog import Catalog
+    from ..sentinel2.search import Catalog
 
 Method = Literal["bicubic", "glp_hpm", "regression"]
 SHA256 = "ginet_weights_sha256"

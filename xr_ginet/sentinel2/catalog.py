@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,18 +22,14 @@ from .bands import BANDS_10M, BANDS_20M, LAYERS, SCL, resolution_of
 from .grids import Grid, read_crs, transform_bounds
 from .items import BandAsset, Scene, read_item, solar_day
 from .layouts import describe
-from .patience import open_catalog
 from .radiometry import Stored, source_attrs
 from .reader import look, read_scenes
+from .search import DEFAULT_COLLECTION, find_items, is_searched
 
 if TYPE_CHECKING:
-    import pystac
-    from pystac_client import Client
-
-    Catalog = str | Client | pystac.ItemCollection | Sequence[pystac.Item | Mapping[str, Any]]
+    from .search import Catalog
 
 GroupBy = Literal["solar_day"] | None
-DEFAULT_COLLECTION = "sentinel-2-l2a"
 SAME_OVERPASS = timedelta(minutes=15)
 """Tiles of one overpass are seconds to minutes apart, the next overpass of the same ground at least fifty minutes."""
 
@@ -130,7 +126,7 @@ def open_stac(
     )
     if groupby not in ("solar_day", None):
         raise ValueError(f"groupby={groupby!r}: must be 'solar_day' or None")
-    scenes = latest_versions(_read_items(items, bands, offset, remote_only=_is_searched(catalog) and not local_files))
+    scenes = latest_versions(_read_items(items, bands, offset, remote_only=is_searched(catalog) and not local_files))
     epsg = _common_epsg(scenes, crs)
     by_day = groupby == "solar_day"
     scenes.sort(key=lambda s: (s.solar_day if by_day else "", by_day and not s.is_native(epsg), s.datetime, s.id))
@@ -196,7 +192,7 @@ def complete(
     times = np.atleast_1d(ds["time"].values).astype("datetime64[us]")
     days = [_day(time, (bounds[0] + bounds[2]) / 2) for time in times]
     first, last = (np.datetime64(day(days), "D") for day in (min, max))
-    searched = _is_searched(catalog)
+    searched = is_searched(catalog)
     items = find_items(
         catalog,
         collection=collection,
@@ -230,89 +226,6 @@ def complete(
     attrs = _provenance(scenes, catalog, collection)
     attrs["source_items"] = list(dict.fromkeys([*ds.attrs.get("source_items", []), *attrs["source_items"]]))
     return describe(ds.merge(loaded, compat="override", join="override"), crs=crs).assign_attrs(ds.attrs | attrs)
-
-
-def find_items(
-    catalog: Catalog,
-    *,
-    collection: str = DEFAULT_COLLECTION,
-    bbox: tuple[float, float, float, float] | None = None,
-    intersects: dict[str, Any] | None = None,
-    datetime: str | None = None,
-    query: dict[str, Any] | None = None,
-    max_items: int | None = None,
-    sign: Callable[[Any], Any] | None = None,
-) -> list[dict[str, Any]]:
-    """Return the JSON of the items of a search, or of those given, signed.
-
-    Raises
-    ------
-    ValueError
-        If nothing was found, or items are given together with ``datetime`` or ``query``.
-    """
-    from pystac_client import Client
-
-    if isinstance(catalog, str):
-        catalog = open_catalog(catalog)
-    if isinstance(catalog, Client):
-        search = catalog.search(
-            collections=[collection],
-            bbox=bbox if intersects is None else None,
-            intersects=intersects,
-            datetime=datetime,
-            query=query,
-            max_items=max_items,
-        )
-        items: list[Any] = list(_items_of_pages(search))[:max_items]
-        if not items:
-            raise ValueError(
-                f"no item of {collection!r} for bbox={bbox}, intersects={'given' if intersects else None}, "
-                f"datetime={datetime}, query={query}. Widen the search; bbox is (west, south, east, north) in degrees"
-            )
-    else:
-        if datetime is not None or query is not None:
-            raise ValueError(
-                "datetime and query belong to a search, but items were given: select among them beforehand"
-            )
-        given: Any = catalog
-        if isinstance(given, Mapping):  # the JSON of one item, or of a collection of them
-            given = given.get("features", [given])
-        try:
-            items = list(given)[:max_items]
-        except TypeError:  # one pystac Item
-            items = [given]
-        strange = {
-            type(item).__name__ for item in items if not isinstance(item, Mapping) and not hasattr(item, "assets")
-        }
-        if strange:
-            raise TypeError(
-                f"catalog holds {', '.join(sorted(strange))}; it must be the URL of a STAC API, a Client, an "
-                "ItemCollection or a list of items"
-            )
-        if not items:
-            raise ValueError("the list of items is empty")
-    if sign is not None:
-        items = [sign(_as_item(item)) for item in items]
-    return [dict(item) if isinstance(item, Mapping) else item.to_dict(transform_hrefs=False) for item in items]
-
-
-def _items_of_pages(search: Any) -> Iterator[dict[str, Any]]:
-    """Yield the items of a search; raise where a server's pages never end."""
-    seen: set[tuple[Any, Any]] = set()
-    for page in search.pages_as_dicts():
-        new = {(item.get("collection"), item["id"]): item for item in page["features"]}
-        if new and not new.keys() - seen:
-            raise ValueError(
-                f"the catalogue's pages repeat: after {len(seen)} items one brought {len(new)} that were there "
-                "already. Type max_items=, or search a smaller area or time"
-            )
-        yield from (item for key, item in new.items() if key not in seen)
-        seen |= new.keys()
-
-
-def _is_searched(catalog: Catalog) -> bool:
-    """Return whether items come from whoever answers a search, and not from the caller."""
-    return isinstance(catalog, str) or hasattr(catalog, "search")
 
 
 def _read_items(
@@ -458,12 +371,6 @@ def _provenance(scenes: Sequence[Scene], catalog: Any, collection: str) -> dict[
         source["source_collection"] = collection
     stored = source_attrs(Stored.of(a.radiometry) for s in scenes for name, a in s.bands.items() if name != SCL)
     return source | stored | {"source_items": [scene.id for scene in scenes], "radiometry": "; ".join(decided)}
-
-
-def _as_item(item: Any) -> Any:
-    import pystac
-
-    return pystac.Item.from_dict(dict(item)) if isinstance(item, Mapping) else item
 
 
 def _geometry_bounds(geometry: Mapping[str, Any]) -> tuple[float, float, float, float]:
