@@ -25,8 +25,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from .mapping import classical, superresolve
+from .mapping.arrays import stack_bands
 from .mapping.overlap import map_windows
-from .mapping.pipeline import METHODS, stack_bands
+from .mapping.pipeline import METHODS
 from .sentinel2.bands import BANDS_10M, BANDS_20M
 from .sentinel2.grids import COARSE_DIMS, FINE_DIMS, read_crs
 from .sentinel2.layouts import place

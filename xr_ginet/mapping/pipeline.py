@@ -16,10 +16,11 @@ import xarray as xr
 from .. import __version__
 from ..sentinel2.bands import BANDS
 from ..sentinel2.catalog import complete
-from ..sentinel2.grids import COARSE_DIMS, FINE_DIMS, SIXTY, TWENTY, Bands, Grid, check_nesting, read_crs
+from ..sentinel2.grids import FINE_DIMS, SIXTY, TWENTY, Bands, read_crs
 from ..sentinel2.layouts import band_attrs, place
 from ..sentinel2.native import two_grids
 from ..sentinel2.search import DEFAULT_COLLECTION
+from .arrays import check_bands, check_cube, stack_bands
 from .classical import N_CLUSTERS, Bicubic, ClusterGuide, ClusterRegression, HighPassModulation, fit_clusters
 from .missing import FILL_RADIUS
 from .overlap import map_windows
@@ -314,7 +315,7 @@ def guide(
     config = checkpoint.config
     if config.guide != "learned":
         raise ValueError(f"the weights {checkpoint.name!r} have no learned guide")
-    _check_bands(ds, config.guide_bands, FINE_DIMS)
+    check_bands(ds, config.guide_bands, FINE_DIMS)
     if len({"time" in ds[name].dims for name in config.guide_bands}) > 1:
         raise ValueError("some of the 10 m bands have a time dimension and some have not")
     values = map_windows(
@@ -377,62 +378,3 @@ def bands_of_network(config: GINetConfig) -> Bands:
             "these weights have guide='external': they need a guide that a cube does not hold. Use the network itself"
         )
     return Bands(config.guide_bands, config.bands, config.factor)
-
-
-def check_cube(ds: xr.Dataset, bands: Bands) -> None:
-    """Raise unless ``ds`` holds these bands on two grids that nest."""
-    _check_bands(ds, bands.fine, FINE_DIMS)
-    _check_bands(ds, bands.coarse, bands.coarse_dims)
-    if len({"time" in ds[name].dims for name in (*bands.fine, *bands.coarse)}) > 1:
-        raise ValueError(
-            f"some of the 10 m and {10 * bands.factor} m bands have a time dimension and some have not: "
-            "select one time of all, or type ds.expand_dims(time=[…]) for those without"
-        )
-    check_nesting(Grid.from_coords(ds), Grid.from_coords(ds, bands.coarse_dims), bands.factor)
-
-
-def _check_bands(ds: xr.Dataset, names: tuple[str, ...], dims: tuple[str, str]) -> None:
-    missing = [name for name in names if name not in ds]
-    if missing:
-        raise ValueError(
-            f"no {', '.join(missing)} in the cube, which holds {', '.join(map(str, ds.data_vars)) or 'no variable'}; "
-            f"needed are {', '.join(names)} with the dims {dims}. Build the cube with xr_ginet.open_stac or "
-            "xr_ginet.pair, or let superresolve(catalog=…) load missing 20 m bands"
-        )
-    for name in names:
-        band = ds[name]
-        if dims == COARSE_DIMS and set(FINE_DIMS) <= set(band.dims):
-            raise ValueError(
-                f"{name} lies on the 10 m grid (dims {band.dims}): the network needs its native 20 m pixels, with dims "
-                f"{dims}. Load the 20 m bands at 20 m and join them with xr_ginet.pair(ds_10m, ds_20m), or "
-                "take repeated ones back with xr_ginet.to_native(ds)"
-            )
-        strange = [str(d) for d in band.dims if d not in ("time", *dims)]
-        if strange or not set(dims) <= set(band.dims):
-            raise ValueError(f"{name} has the dims {band.dims}; {dims} are needed, with or without 'time'")
-        if not np.issubdtype(band.dtype, np.floating):
-            raise ValueError(
-                f"{name} is {band.dtype}: digital numbers; the network needs reflectance. Type "
-                "xr_ginet.pair(ds_10m, ds_20m, scale=1e-4), with offset=-0.1 where the product kept its offset"
-            )
-
-
-def stack_bands(ds: xr.Dataset, names: tuple[str, ...], dims: tuple[str, str]) -> da.Array:
-    """Return the bands as one lazy array ``([time,] band, y, x)``, chunked as the first, one task per chunk."""
-    first, *others = (ds[name].transpose(..., *dims).chunk().data for name in names)
-    others = [band.rechunk(first.chunks) for band in others]
-    axis = first.ndim - 2
-    return da.map_blocks(
-        _stack,
-        first,
-        *others,
-        axis=axis,
-        dtype=first.dtype,
-        new_axis=axis,
-        chunks=(*first.chunks[:-2], (len(names),), *first.chunks[-2:]),
-        meta=np.empty((0,) * (first.ndim + 1), first.dtype),
-    )
-
-
-def _stack(*blocks: np.ndarray, axis: int) -> np.ndarray:
-    return np.stack(blocks, axis=axis)
