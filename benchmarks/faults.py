@@ -80,11 +80,10 @@ class Case:
     def __init__(self, items: list[dict[str, Any]], folder: Path, store: Path, truth: xr.Dataset) -> None:
         self.items, self.folder, self.store, self.truth = items, folder, store, truth
 
-    def row(self, fault: str, first: Callable[[], None]) -> list[str]:
+    def row(self, fault: str, first: Callable[[], str | None]) -> list[str]:
         began = time.monotonic()
         try:
-            first()
-            said = "completed"
+            said = first() or "completed"
         except Exception as error:
             said = f"{type(error).__name__}"
         seconds = time.monotonic() - began
@@ -120,8 +119,8 @@ def small_disk(folder: Path, kilobytes: int) -> Iterator[Path | None]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def killed(case: Case, seconds: float) -> None:
-    """Make the call in another process, and kill that after some seconds."""
+def killed(case: Case, seconds: float) -> str | None:
+    """Make the call in another process, and kill that some seconds after it has begun."""
     with faulty(case.folder) as url:
         code = (
             f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from faults import *; "
@@ -136,6 +135,8 @@ def killed(case: Case, seconds: float) -> None:
         except subprocess.TimeoutExpired:
             job.send_signal(signal.SIGKILL)
             job.wait()
+            return "killed"
+    return None
 
 
 def season_of(folder: str) -> list[dict[str, Any]]:
