@@ -16,7 +16,7 @@ from pystac_client.exceptions import APIError
 
 import xr_ginet
 from xr_ginet.growing import PartialFailure
-from xr_ginet.sentinel2 import patience
+from xr_ginet.sentinel2 import patience, rasters
 from xr_ginet.simulation import simulate
 
 BANDS = ("B02", "B05")
@@ -26,7 +26,7 @@ BANDS = ("B02", "B05")
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "FIRST_PAUSE", 0.01)
     monkeypatch.setattr(patience, "STAC_TIMEOUT", (1.0, 0.5))
-    monkeypatch.setenv("GDAL_HTTP_LOW_SPEED_TIME", "1")
+    monkeypatch.setitem(rasters.TIMEOUTS, "GDAL_HTTP_LOW_SPEED_TIME", 1)
 
 
 @pytest.fixture(scope="module")

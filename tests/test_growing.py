@@ -96,11 +96,10 @@ def test_an_interrupted_job_goes_on_and_ends_at_the_same_bits(cube: xr.Dataset, 
     assert files(path) == whole
 
 
-@pytest.mark.parametrize("dtype", ["float32", "uint16"])
-def test_a_chunk_becomes_one_shard_of_small_chunks(cube: xr.Dataset, tmp_path: Path, dtype: str) -> None:
-    small, plain = tmp_path / "small.zarr", tmp_path / "plain.zarr"
-    regular = cube.chunk(time=1, y=24, x=16)
-    regular.isel(time=slice(2)).ginet.to_zarr(small, mode="a", inner_chunks=8, dtype=dtype)
+def test_a_chunk_becomes_one_shard_of_small_chunks(cube: xr.Dataset, tmp_path: Path) -> None:
+    small, plain, dtype = tmp_path / "small.zarr", tmp_path / "plain.zarr", "uint16"
+    regular = cube[["B02", "B05"]].isel(time=slice(2)).chunk(time=1, y=24, x=16)
+    regular.isel(time=slice(1)).ginet.to_zarr(small, mode="a", inner_chunks=8, dtype=dtype)
     regular.ginet.to_zarr(small, mode="a", inner_chunks=8, dtype=dtype)
     regular.ginet.to_zarr(plain, resume=True, dtype=dtype)
     array = zarr.open_array(small, path="B05", mode="r")

@@ -135,6 +135,7 @@ def test_a_job_on_a_cluster_makes_the_same_cubes_with_weights_that_travel_to_the
     folder: Path, checkpoint: Checkpoint
 ) -> None:
     path = folder / "job.toml"
+    path.write_text(path.read_text().rpartition("[[area]]")[0])  # one area is enough
     run(Job.from_toml(path))
     mine = folder / "mine.safetensors"
     mine.write_bytes(checkpoint.path.read_bytes())
@@ -150,7 +151,7 @@ def test_a_job_on_a_cluster_makes_the_same_cubes_with_weights_that_travel_to_the
 
     report = run(Job.from_toml(folder / "elsewhere" / "job.toml"), tell=look)
     assert report.state == "complete"
-    assert len(found) == 6
+    assert len(found) == 3
     assert "/nowhere/mine.safetensors" not in found
     for name, cube in expected.items():
         stored = xr.open_zarr(folder / "elsewhere" / "cubes" / name).load()
