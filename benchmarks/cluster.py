@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=1024, help="pixels of a date at 10 m")
     parser.add_argument("--chunk", type=int, default=256)
-    parser.add_argument("--dates", type=int, default=3)
+    parser.add_argument("--dates", type=int, default=2)
     parser.add_argument("--weights", default="ginet-s")
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--blocks", type=int, default=10_000)
