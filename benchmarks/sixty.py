@@ -1,6 +1,6 @@
 """B01 and B09 from 60 m to 10 m: a compact network for factor 6 against regression and bicubic, at reduced scale.
 
-    python benchmarks/sixty.py --scenes ../shared/data --steps 2000
+    python benchmarks/sixty.py --scenes ../shared/data --steps 1000
 
 Writes ``benchmarks/sixty.md``. Few real scenes hold 60 m bands, and each of their pixels is a thirty-sixth of one at
 10 m: so the network is first trained on what can stand in for them, the same scenes' 20 m bands made coarser by three,
@@ -20,8 +20,8 @@ from evaluation import LOSSY, TRAIN, VALIDATION, predict
 from numpy.typing import NDArray
 from quality import overall, table
 
+from xr_ginet.mapping import classical
 from xr_ginet.mapping.classical import upsample
-from xr_ginet.mapping.pipeline import _classical
 from xr_ginet.network import GINet, GINetConfig
 from xr_ginet.sentinel2.bands import BANDS, BANDS_10M, BANDS_20M, BANDS_60M
 from xr_ginet.sentinel2.grids import DIMS, SIXTY
@@ -97,7 +97,7 @@ def errors(path: Path, networks: Iterable[GINet]) -> list[NDArray]:
     truth = np.stack([whole[band].values[:height, :width] for band in BANDS_60M])
     fine = np.stack([whole[band].values[: 6 * height, : 6 * width] for band in BANDS_10M])
     ms, hs = degrade(fine, BANDS_10M, factor=6), degrade(truth, BANDS_60M, factor=6)
-    regressed = _classical(cube_of(ms, hs), "regression", SIXTY, precision="float32", consistency="none")
+    regressed = classical(cube_of(ms, hs), "regression", bands=SIXTY)
     images = [upsample(hs, 6), np.stack([regressed[band].values for band in BANDS_60M])]
     images += [predict(network, ms, hs) for network in networks]
     border = 6 if min(height, width) >= FEW else 3
@@ -107,7 +107,7 @@ def errors(path: Path, networks: Iterable[GINet]) -> list[NDArray]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--steps", type=int, default=2000, help="on stand-ins, and again on real bands")
+    parser.add_argument("--steps", type=int, default=1000, help="on stand-ins, and again on real bands")
     parser.add_argument("--size", type=int, default=18, help="of patches, in pixels at 60 m")
     parser.add_argument("--held-out", nargs="*", default=HELD_OUT, help="places, left out one after the other")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("sixty.md"))

@@ -291,6 +291,8 @@ def test_open_stac_refuses(tmp_path) -> None:
         (broken if key == "bbox" else broken["properties"])[key] = None
         with pytest.raises(ValueError, match=f"item a {match}|item a has {match}"):
             xr_ginet.open_stac([broken])
+    with pytest.raises(ValueError, match="item 'a' is not as STAC has it: AttributeError"):
+        xr_ginet.open_stac([item | {"assets": item["assets"] | {"blue": 7}}])
     with pytest.raises(ValueError, match="none of the 1 items has pixels within"):
         xr_ginet.open_stac([item], bbox=(10, 10, 11, 11))
     with pytest.raises(ValueError, match="groupby='day': must be"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -136,10 +137,14 @@ def test_a_date_that_fails_is_told_and_the_others_are_written(
     told: list[Outcome] = []
     with (
         caplog.at_level(logging.INFO, "xr_ginet"),
-        pytest.raises(PartialFailure, match=r"1 of 4 dates .*cube.zarr .*2024-05-06T10:50:31: OSError: .* again"),
+        pytest.raises(
+            PartialFailure, match=r"1 of 4 dates .*cube.zarr .*2024-05-06T10:50:31: OSError: .* again"
+        ) as failure,
     ):
         failing(cube, 1).ginet.to_zarr(path, resume=True, tell=told.append)
     assert [outcome.state for outcome in told] == ["written", "failed", "written", "written"]
+    copied = pickle.loads(pickle.dumps(failure.value))
+    assert (str(copied), copied.outcomes) == (str(failure.value), told)
     assert told[1].error == "OSError: https://blobs.example/B11.tif is gone"
     assert [record.levelname for record in caplog.records] == ["INFO", "WARNING", "INFO", "INFO"]
     assert "4/4 2024-05-16T10:50:31 written" in caplog.text

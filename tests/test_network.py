@@ -663,6 +663,24 @@ def test_a_checkpoint_of_a_newer_version_is_refused(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "newer.safetensors")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", r"a.safetensors does not tell its configuration and card: JSONDecodeError"),
+        ('{"config": 3, "card": {}}', r"does not tell its configuration and card: TypeError"),
+        ('{"config": {"bands": 3}, "card": {}}', r"has a configuration that is none: .*int"),
+        ('{"config": {}, "card": {}}', r"does not hold the network that it describes: a is \(1,\), needed is None"),
+        ('{"config": {"n_features": 4096, "n_stages": 64}, "card": {}}', "does not hold the network that it describes"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_itself_is_refused_before_memory_is_taken(
+    tmp_path: Path, content: str, message: str
+) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", metadata={"ginet": content})
+    with pytest.raises(ValueError, match=message):
+        load_checkpoint(tmp_path / "a.safetensors").network()
+
+
 # Errors of the network and its configuration.
 
 
@@ -698,6 +716,11 @@ def test_inputs_that_do_not_belong_together_are_refused(
         ({"factor": 1}, "factor=1: must be an integer of at least 2"),
         ({"factor": 2.5}, "factor=2.5: must be an integer of at least 2"),
         ({"n_stages": 0}, "n_stages=0: must be an integer of at least 1"),
+        ({"n_stages": 65}, "n_stages=65: must be an integer of at least 1, and at most 64"),
+        ({"n_blocks": True}, "n_blocks=True: must be an integer of at least 0"),
+        ({"cluster_features": (8, 0)}, "cluster_features=(8, 0): must be two positive widths of at most 4096"),
+        ({"guide_bands": ("B02", 3)}, "guide_bands=('B02', 3): must be at most 64 names"),
+        ({"window_size": 67}, "window_size=67: must be odd and positive, so that it has a centre, and at most 65"),
         ({"bands": "B05"}, "bands='B05', guide_bands="),
         ({"bands": ()}, "bands=(), guide_bands="),
         ({"window_size": 4}, "window_size=4: must be odd"),

@@ -178,6 +178,14 @@ def test_a_date_that_fails_is_not_seen_in_part(cube: xr.Dataset, repository: ice
     assert read(repository)[["B02", "B07", "B11"]].isel(time=1).isnull().all().to_array().all()
 
 
-def test_icechunk_refuses_what_it_cannot_do(cube: xr.Dataset, repository: icechunk.Repository) -> None:
+def test_icechunk_refuses_what_it_cannot_do(
+    cube: xr.Dataset, repository: icechunk.Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(ValueError, match=r"is written date by date. Type resume=True, or mode='a'"):
         cube.ginet.to_zarr(repository)
+    with pytest.raises(ValueError, match="zarr_format=2: an Icechunk repository holds version 3"):
+        cube.ginet.to_zarr(repository, resume=True, zarr_format=2)
+    monkeypatch.setattr("xr_ginet.store._workers_elsewhere", lambda: True)
+    with pytest.raises(ValueError, match=r"sessions are written from one process.* Close its client"):
+        cube.ginet.to_zarr(repository, resume=True)
+    assert repository.list_branches() == {"main"}

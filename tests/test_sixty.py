@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 import xr_ginet
 from xr_ginet.cli import app
+from xr_ginet.mapping import classical
 from xr_ginet.mapping.classical import ClusterRegression, fit_clusters, upsample
-from xr_ginet.mapping.pipeline import _classical
 from xr_ginet.network import Checkpoint
 from xr_ginet.sentinel2.bands import BANDS, BANDS_10M, BANDS_20M, BANDS_60M
 from xr_ginet.sentinel2.grids import DIMS, SIXTY, Grid
@@ -168,7 +168,7 @@ def test_on_real_60_m_bands_degraded_by_six_bicubic_is_beaten_by_far() -> None:
         data |= {band: (DIMS[size], image) for band, image in zip(bands, parts[size], strict=True)}
         data |= dict(zip(DIMS[size], (-size * (np.arange(n) + 0.5), size * (np.arange(n) + 0.5)), strict=True))
     cube = xr.Dataset(data).set_coords([*DIMS[10], *DIMS[60]])
-    result = _classical(cube, "regression", SIXTY, precision="float32", consistency="none")
+    result = classical(cube, "regression", bands=SIXTY)
     found = rmse(np.stack([result[b].values for b in BANDS_60M]), truth, border=6)
     bicubic = rmse(upsample(parts[60], 6), truth, border=6)
     assert (found < 0.3 * bicubic).all()

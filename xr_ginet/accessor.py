@@ -14,6 +14,7 @@ from .sentinel2.layouts import unstack
 from .sentinel2.scl import CLOUDY, mask_clouds
 
 if TYPE_CHECKING:
+    from .encoding import StoredDtype
     from .growing import Outcome
     from .mapping.predictor import Consistency, Precision
     from .network import Checkpoint
@@ -109,7 +110,7 @@ class GINetAccessor:
         *,
         mode: store.Mode | None = None,
         resume: bool = False,
-        dtype: store.StoredDtype = "float32",
+        dtype: StoredDtype = "float32",
         like: Literal["input"] | None = None,
         zarr_format: int = 3,
         inner_chunks: int | None = None,
@@ -139,7 +140,7 @@ class GINetAccessor:
         folder: str | Path,
         *,
         stacked: bool = False,
-        dtype: store.StoredDtype = "uint16",
+        dtype: StoredDtype = "uint16",
         like: Literal["input"] | None = None,
         overwrite: bool = False,
         progress: bool = False,

@@ -17,10 +17,11 @@ import dask
 import numpy as np
 import xarray as xr
 
+from .encoding import StoredDtype, digital_numbers, encoding_of
 from .sentinel2.bands import BANDS
 from .sentinel2.grids import FINE_DIMS, read_crs
 from .sentinel2.layouts import place
-from .store import StoredDtype, current_client, digital_numbers, encoding_of, progress_bar
+from .store import current_client, progress_bar
 
 
 def to_cog(

@@ -38,12 +38,15 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _log = logging.getLogger(__name__)
 
 
+State = Literal["written", "kept", "failed"]
+
+
 class Outcome(NamedTuple):
     """What became of one date."""
 
     date: str
     """ISO 8601, to the second; empty for a cube without dates."""
-    state: Literal["written", "kept", "failed"]
+    state: State
     """``kept``: it was complete already."""
     seconds: float
     error: str = ""
@@ -54,14 +57,18 @@ class PartialFailure(RuntimeError):
     """Some dates of a cube could not be written; the others are complete."""
 
     def __init__(self, target: Any, outcomes: Sequence[Outcome]) -> None:
+        self.target = without_secrets(str(target))
         failed = [o for o in outcomes if o.state == "failed"]
         shown = "; ".join(f"{o.date or 'the cube'}: {o.error}" for o in failed[:3])
         super().__init__(
-            f"{len(failed)} of {len(outcomes)} dates of {target} could not be written ({shown}"
+            f"{len(failed)} of {len(outcomes)} dates of {self.target} could not be written ({shown}"
             f"{'; …' * (len(failed) > 3)}). The others are complete; the same call tries the failed ones again"
         )
         self.outcomes = list(outcomes)
         """Of all dates, in order."""
+
+    def __reduce__(self) -> tuple[Any, ...]:  # it may come from another process
+        return type(self), (self.target, self.outcomes)
 
 
 def recorded(cube: xr.Dataset) -> xr.Dataset:
@@ -101,10 +108,12 @@ def fill(
         done = np.atleast_1d(stored[CHECKSUM].values) != 0
         order = _order(stored, cube)
     place.commit("room for the dates")
+    shown = without_secrets(str(place.store))
     dates = np.atleast_1d(cube["time"].values).astype("datetime64[s]") if "time" in cube.dims else [""]
     outcomes = []
     for i, index in enumerate(order):
-        began, state, error = time.monotonic(), "kept", ""
+        began, error = time.monotonic(), ""
+        state: State = "kept"
         if not done[index]:
             try:
                 _write(place.store, cube, i, index, progress)
@@ -115,12 +124,12 @@ def fill(
                     raise
                 place.undo()
                 state, error = "failed", without_secrets(f"{type(problem).__name__}: {problem}")
-        outcome = Outcome(str(dates[i]), state, round(time.monotonic() - began, 3), error)  # type: ignore[arg-type]
+        outcome = Outcome(str(dates[i]), state, round(time.monotonic() - began, 3), error)
         outcomes.append(outcome)
         told = f"{len(outcomes)}/{len(order)} {outcome.date} {state}, {outcome.seconds:.1f} s"
         place.commit(told)
         told += f": {error}" if error else ""
-        _log.log(logging.WARNING if error else logging.INFO, "%s %s", place.store, told)
+        _log.log(logging.WARNING if error else logging.INFO, "%s %s", shown, told)
         if tell:
             tell(outcome)
     return outcomes

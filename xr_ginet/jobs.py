@@ -34,18 +34,18 @@ from __future__ import annotations
 import json
 import logging
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from string import Formatter
 from typing import Any, Literal
 
-from . import growing
+from . import growing, tables
 from .sentinel2.addresses import without_secrets
+from .tables import build
 
 CLUSTER_MODULES = ("coiled", "dask_cuda", "dask_gateway", "dask_jobqueue", "dask_kubernetes", "distributed")
 """Where a job file may have its cluster from."""
@@ -97,22 +97,14 @@ class Job:
         ValueError
             If it is no TOML, has an unknown key, lacks one, or a value makes no sense.
         """
-        path = Path(path)
-        try:
-            table = tomllib.loads(path.read_text())
-        except (RecursionError, ValueError) as error:
-            raise ValueError(f"{path} is no TOML: {error}") from error
-        try:
-            return cls._of_table(table, path)
-        except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
-            raise ValueError(f"{path} makes no sense: {error!r}") from error
+        return tables.read(path, cls._of_table)
 
     @classmethod
     def _of_table(cls, table: dict[str, Any], path: Path) -> Job:
         areas = table.get("area")
         if not isinstance(areas, list) or not areas or not all(isinstance(area, dict) for area in areas):
             raise ValueError(f"{path} names no area: add [[area]] with name= and bbox=")
-        table["area"] = tuple(_build(Area, area, f"{path} [[area]]") for area in areas)
+        table["area"] = tuple(build(Area, area, f"{path} [[area]]") for area in areas)
         for key in ("store", "report"):
             value = table.get(key)
             if isinstance(value, str) and "://" not in value:
@@ -121,11 +113,11 @@ class Job:
         for key in ("weights", "weights_60m"):
             if str(options.get(key, "")).endswith(".safetensors"):
                 options[key] = str(path.parent / options[key])
-        job: Job = _build(cls, table, str(path))
-        job.check(str(path))
+        job = build(cls, table, str(path))
+        job._check(str(path))
         return job
 
-    def check(self, where: str) -> None:
+    def _check(self, where: str) -> None:
         """Raise where a value makes no sense; of what is handed on, only that it is a table."""
         for name in ("catalog", "store"):
             if not isinstance(getattr(self, name), str):
@@ -160,19 +152,7 @@ class Job:
         return self.store.replace("{area}", area.name)
 
 
-def _build(kind: type[Any], table: Mapping[str, Any], where: str) -> Any:
-    if not isinstance(table, dict):
-        raise ValueError(f"{where} is {table!r}; a table is needed")
-    known = {f.name for f in fields(kind)}
-    if unknown := sorted(table.keys() - known):
-        raise ValueError(f"{where} has {', '.join(unknown)}; the keys are {', '.join(sorted(known))}")
-    try:
-        return kind(**table)
-    except TypeError as error:
-        raise ValueError(f"{where}: {error}") from error
-
-
-State = Literal["running", "complete", "partial", "failed"]
+State = Literal["waiting", "running", "complete", "partial", "failed"]
 
 
 @dataclass
@@ -181,10 +161,9 @@ class AreaReport:
 
     area: str
     store: str
-    state: State = "running"
+    """Without what may be secret in its address."""
+    state: State = "waiting"
     error: str = ""
-    tasks: int = 0
-    """In the graph of all dates; one date has its share."""
     dates: list[growing.Outcome] = field(default_factory=list)
 
 
@@ -193,12 +172,14 @@ class Report:
     """What became of a job."""
 
     started: str
-    areas: list[AreaReport] = field(default_factory=list)
+    areas: list[AreaReport]
 
     @property
     def state(self) -> State:
-        """Return whether all, some or none of the areas and dates are complete."""
+        """Return whether the job is running, and then whether all, some or none of its areas are complete."""
         states = {area.state for area in self.areas}
+        if states & {"waiting", "running"}:
+            return "running"
         return next(iter(states)) if len(states) == 1 else "partial"
 
     @property
@@ -234,12 +215,12 @@ def run(job: Job, *, tell: Callable[[str, growing.Outcome], None] | None = None)
     OSError
         If a store or the report has no room left.
     """
-    report = Report(datetime.now(UTC).isoformat(timespec="seconds"))
+    parts = [AreaReport(area.name, without_secrets(job.store_of(area))) for area in job.area]
+    report = Report(datetime.now(UTC).isoformat(timespec="seconds"), parts)
     named = (job.superresolve.get(key) for key in ("weights", "weights_60m"))
     with _cluster(job.cluster, [name for name in named if isinstance(name, str) and Path(name).is_file()]):
-        for area in job.area:
-            part = AreaReport(area.name, job.store_of(area))
-            report.areas.append(part)
+        for area, part in zip(job.area, parts, strict=True):
+            part.state = "running"
 
             def told(outcome: growing.Outcome, part: AreaReport = part) -> None:
                 part.dates.append(outcome)
@@ -248,7 +229,7 @@ def run(job: Job, *, tell: Callable[[str, growing.Outcome], None] | None = None)
                     tell(part.area, outcome)
 
             try:
-                _write_area(job, area, part, told)
+                _write_area(job, area, told)
             except growing.PartialFailure:
                 done = any(outcome.state != "failed" for outcome in part.dates)
                 part.state = "partial" if done else "failed"
@@ -264,7 +245,7 @@ def run(job: Job, *, tell: Callable[[str, growing.Outcome], None] | None = None)
     return report
 
 
-def _write_area(job: Job, area: Area, part: AreaReport, told: Callable[[growing.Outcome], None]) -> None:
+def _write_area(job: Job, area: Area, told: Callable[[growing.Outcome], None]) -> None:
     from .mapping import superresolve
     from .sentinel2.bands import layers_for
     from .sentinel2.catalog import open_stac
@@ -277,11 +258,11 @@ def _write_area(job: Job, area: Area, part: AreaReport, told: Callable[[growing.
     options: dict[str, Any] = {"datetime": area.datetime or job.datetime, "bands": layers, **where, **job.open}
     cube = open_stac(job.catalog, **options)
     result = superresolve(mask_clouds(cube) if job.mask_clouds else cube, **job.superresolve)
-    part.tasks = len(result.__dask_graph__())
     _log.info("%s: %s dates, opened in %.1f s", area.name, result.sizes.get("time", 1), time.monotonic() - began)
-    if "://" not in part.store:
-        Path(part.store).parent.mkdir(parents=True, exist_ok=True)
-    to_zarr(result, part.store, mode="a", resume=True, tell=told, **job.write)
+    target = job.store_of(area)
+    if "://" not in target:
+        Path(target).parent.mkdir(parents=True, exist_ok=True)
+    to_zarr(result, target, mode="a", resume=True, tell=told, **job.write)
 
 
 def _save(job: Job, report: Report) -> None:

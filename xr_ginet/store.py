@@ -2,95 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 from uuid import uuid4
 
 import dask
-import numpy as np
 import xarray as xr
 
 from . import growing
-from .sentinel2.bands import BANDS
-from .sentinel2.grids import FINE_DIMS, read_crs
-from .sentinel2.layouts import place as with_place
+from .encoding import Layout, StoredDtype, encoded, encoding_of
 from .transactions import is_repository, place_of
 
 Mode = Literal["w", "w-", "a"]
-StoredDtype = Literal["float32", "uint16"]
-
-DIGITAL_NUMBER: dict[str, Any] = {"dtype": "uint16", "scale_factor": 1e-4, "add_offset": -0.1, "_FillValue": 0}
-"""Encoding of reflectance as Sentinel-2's own products have it: -0.0999 to 6.4534 in steps of 0.0001, 0 for missing."""
-
-
-class Layout(NamedTuple):
-    """How arrays lie in a store."""
-
-    zarr_format: int
-    inner_chunks: int | None
-    compression_level: int
-
-
-FLOAT: dict[str, Any] = {"dtype": "float32", "scale_factor": 1.0, "add_offset": 0.0, "_FillValue": np.float32(np.nan)}
-"""Encoding of reflectance as it is."""
-
-
-def encoding_of(ds: xr.Dataset, dtype: StoredDtype, like: Literal["input"] | None) -> dict[str, Any]:
-    """Return the dtype, scale, offset and fill value, in the words of CF, in which a cube's reflectance is stored.
-
-    Raises
-    ------
-    ValueError
-        If an argument has an unknown value, or a cube does not tell the digital numbers that it was made from.
-    """
-    if dtype not in ("float32", "uint16"):
-        raise ValueError(f"dtype={dtype!r}: must be 'float32' or 'uint16'")
-    if like is None:
-        return DIGITAL_NUMBER if dtype == "uint16" else FLOAT
-    if like != "input":
-        raise ValueError(f"like={like!r}: must be 'input', or left out")
-    if "source_dtype" not in ds.attrs:
-        raise ValueError(
-            "like='input', but the cube's attributes (source_dtype, source_scale_factor, …) do not tell of one kind "
-            "of digital numbers that it was made from: it was reflectance already, or its items differ. Type "
-            "dtype='uint16'"
-        )
-    if np.dtype(ds.attrs["source_dtype"]).kind == "f":
-        return FLOAT
-    return {
-        "dtype": ds.attrs["source_dtype"],
-        "scale_factor": float(ds.attrs["source_scale_factor"]),
-        "add_offset": float(ds.attrs["source_add_offset"]),
-        "_FillValue": ds.attrs["source_nodata"],
-    }
-
-
-def limits(encoding: Mapping[str, Any]) -> tuple[float, float]:
-    """Return the least and the greatest reflectance that an encoding holds beside its fill value."""
-    info = np.iinfo(encoding["dtype"])
-    first, last = max(info.min, int(encoding["_FillValue"]) + 1), info.max
-    if encoding["dtype"] == "uint16" and encoding["_FillValue"] == 0:
-        last -= 1  # ESA's for saturated
-    return (
-        first * encoding["scale_factor"] + encoding["add_offset"],
-        last * encoding["scale_factor"] + encoding["add_offset"],
-    )
-
-
-def digital_numbers(image: xr.DataArray, encoding: Mapping[str, Any]) -> xr.DataArray:
-    """Return reflectance in an encoding, lazily where it is lazy; what it cannot hold is clipped."""
-    dtype = np.dtype(encoding["dtype"])
-    if dtype.kind == "f":
-        return image.astype(dtype)
-    fill = dtype.type(encoding["_FillValue"])
-    numbers = ((image.clip(*limits(encoding)) - encoding["add_offset"]) / encoding["scale_factor"]).round()
-    return numbers.fillna(fill).astype(dtype)
 
 
 def to_zarr(
@@ -117,7 +45,8 @@ def to_zarr(
         cube is first rechunked to its largest chunk on each axis.
     target : str, Path, zarr store or icechunk.Repository
         Where to. A store that exists already is left alone unless ``mode="w"``. Of a repository readers of ``main`` see
-        the job when it ends, all at once; one that was interrupted goes on from its last complete date.
+        the job when it ends, all at once; one that was interrupted goes on from its last complete date, or is forgotten
+        by ``repository.delete_branch("ginet-job")``.
     mode : {"w", "w-", "a"}, optional
         ``"w"`` replaces an existing store, a local one only after the new one is complete; ``"w-"`` and None refuse.
         ``"a"`` appends the dates that the store does not have, and writes those anew that it has; like ``resume``,
@@ -180,6 +109,8 @@ def to_zarr(
     if progress and not compute:
         raise ValueError("progress=True shows the computation, but compute=False puts it off")
     if is_repository(target):
+        if zarr_format != 3:
+            raise ValueError(f"zarr_format={zarr_format}: an Icechunk repository holds version 3")
         if not grows:
             raise ValueError("an Icechunk repository is written date by date. Type resume=True, or mode='a'")
         if _workers_elsewhere():
@@ -187,14 +118,13 @@ def to_zarr(
                 "Icechunk's sessions are written from one process, and a cluster computes in others. Close its client, "
                 "or write to a Zarr store"
             )
-        zarr_format = 3
     layout = Layout(zarr_format, inner_chunks, compression_level)
     path = _local_path(target)
     exists = False if is_repository(target) else _check_target(target, path, "w" if grows else mode, compute=compute)
     if grows:
         _grow(ds, path or target, mode, resume, reflectance, layout, progress, tell)
         return None
-    cube, encoding = _encode(ds, reflectance, layout)
+    cube, encoding = encoded(ds, reflectance, layout)
     # An existing local store is replaced when the new one is whole: until then it can be read, even by this very cube.
     beside = path.with_name(f"{path.name}.{uuid4().hex}") if path and exists else None
     with warnings.catch_warnings():
@@ -236,7 +166,7 @@ def _grow(
     if mode == "a" and "time" not in ds.dims:
         raise ValueError("mode='a' appends dates, and the cube has no dimension 'time'. Type ds.expand_dims(time=[…])")
     dates = ds.chunk(time=1) if "time" in ds.dims else ds
-    cube, encoding = _encode(dates, reflectance, layout)
+    cube, encoding = encoded(dates, reflectance, layout)
     cube = growing.with_static(cube)
     with warnings.catch_warnings(), _sole_writer(target), place_of(target) as place:
         warnings.filterwarnings("ignore", message="Consolidated metadata")
@@ -364,70 +294,6 @@ def current_client() -> Any | None:
         return get_client()
     except (ImportError, ValueError):  # ValueError: no client
         return None
-
-
-def _encode(
-    ds: xr.Dataset, reflectance: Mapping[str, Any], layout: Layout
-) -> tuple[xr.Dataset, dict[str, dict[str, Any]]]:
-    """Return the cube as it is to be written, and the encoding of its variables."""
-    ds = ds.unify_chunks()
-    chunks = {str(dim): max(sizes) for dim, sizes in ds.chunksizes.items()}
-    ragged = any(set(sizes[:-1]) - {chunks[str(dim)]} for dim, sizes in ds.chunksizes.items())
-    cube = with_place(ds.chunk(chunks) if ragged else ds, crs=read_crs(ds)).copy()
-    encoding: dict[str, dict[str, Any]] = {}
-    for name, variable in cube.variables.items():
-        new: dict[str, Any] = {}
-        if name in cube.data_vars and "spatial_ref" in cube.coords:
-            cube[name].attrs["grid_mapping"] = "spatial_ref"
-        if name in cube.data_vars and np.issubdtype(variable.dtype, np.floating):
-            if np.dtype(reflectance["dtype"]).kind in "ui" and name in BANDS:
-                cube[name] = cube[name].clip(*limits(reflectance), keep_attrs=True)
-                new |= reflectance
-            else:
-                new |= {"dtype": "float32", "_FillValue": np.float32(np.nan)}
-            new["compressors"] = [_zstandard(layout)]
-            if variable.chunks is not None:
-                new["chunks"] = tuple(chunks[str(dim)] for dim in variable.dims)
-                if layout.inner_chunks is not None:
-                    new |= _sharded(new["chunks"], variable.dims, layout.inner_chunks)
-        elif np.issubdtype(variable.dtype, np.datetime64):
-            # The default encoding counts from the first time: later times would not fit.
-            new |= {"units": "microseconds since 1970-01-01", "dtype": "int64", "calendar": "proleptic_gregorian"}
-        _check_attrs(str(name), cube[name].attrs)
-        cube[name].encoding = {}
-        encoding[str(name)] = new
-    _check_attrs("the cube", cube.attrs)
-    return cube, encoding
-
-
-def _check_attrs(name: str, attrs: Mapping[Any, Any]) -> None:
-    """Raise before anything is written where an attribute cannot be: later it would leave half a store."""
-    for key, value in attrs.items():
-        try:
-            json.dumps(value.tolist() if isinstance(value, np.generic | np.ndarray) else value)
-        except TypeError as error:
-            raise ValueError(
-                f"the attribute {key!r} of {name} is a {type(value).__name__}, which Zarr cannot store. Delete it from "
-                "attrs, or make it a number, text or list"
-            ) from error
-
-
-def _zstandard(layout: Layout) -> Any:
-    from numcodecs import Zstd
-    from zarr.codecs import ZstdCodec
-
-    return Zstd(layout.compression_level) if layout.zarr_format == 2 else ZstdCodec(level=layout.compression_level)
-
-
-def _sharded(shards: tuple[int, ...], dims: Sequence[Any], inner_chunks: int) -> dict[str, Any]:
-    """Return the encoding of shards of smaller chunks, in y and x."""
-    chunks = tuple(min(n, inner_chunks) if dim in FINE_DIMS else n for n, dim in zip(shards, dims, strict=True))
-    if any(shard % chunk for shard, chunk in zip(shards, chunks, strict=True)):
-        raise ValueError(
-            f"inner_chunks={inner_chunks} does not divide the cube's chunks {shards}, each of which is to be one "
-            f"shard. Type ds.chunk(y={max(1, max(shards) // inner_chunks) * inner_chunks}, …), or another inner_chunks="
-        )
-    return {"shards": shards, "chunks": chunks}
 
 
 def progress_bar(write: Any) -> None:

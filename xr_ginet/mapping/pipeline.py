@@ -146,7 +146,7 @@ def _with_sixty(
 ) -> xr.Dataset:
     """Return a result with the 60 m bands of its cube at 10 m beside its own, in the order of wavelengths."""
     if weights is None:
-        sixty = _classical(ds, "regression", SIXTY, precision=network.precision, consistency=network.consistency)
+        sixty = classical(ds, "regression", bands=SIXTY, precision=network.precision, consistency=network.consistency)
         told = {"ginet_method_60m": "regression"}
     else:
         checkpoint = resolve_weights(weights)
@@ -175,7 +175,12 @@ def _by_network(ds: xr.Dataset, checkpoint: Checkpoint, depth: int | str, networ
 
 
 def classical(
-    ds: xr.Dataset, method: Method, *, precision: Precision = "float32", consistency: Consistency = "none"
+    ds: xr.Dataset,
+    method: Method,
+    *,
+    bands: Bands = TWENTY,
+    precision: Precision = "float32",
+    consistency: Consistency = "none",
 ) -> xr.Dataset:
     """Return all bands of a two-grid cube on its 10 m grid by a method without training, lazily.
 
@@ -184,9 +189,11 @@ def classical(
     ds : Dataset
         As in `superresolve`.
     method : {"bicubic", "glp_hpm", "regression"}
-        Interpolation of the 20 m bands; high-pass modulation by an intensity synthesised for each band (GLP-HPM); or
+        Interpolation of the coarse bands; high-pass modulation by an intensity synthesised for each band (GLP-HPM); or
         the guide that is regressed from the 10 m bands per cluster, corrected by back-projection. The last two fit
         their regression to the whole cube, all times together: one more reading of it, when the result is computed.
+    bands : Bands
+        Which bands, from which resolution; by default those of 20 m.
     precision, consistency
         As in `superresolve`.
 
@@ -199,12 +206,6 @@ def classical(
         raise ValueError(f"method={method!r}: must be one of {', '.join(METHODS)}")
     if precision not in PRECISIONS or consistency not in ("none", "exact"):
         raise ValueError(f"precision={precision!r}, consistency={consistency!r}: see superresolve for what they may be")
-    return _classical(ds, method, TWENTY, precision=precision, consistency=consistency)
-
-
-def _classical(
-    ds: xr.Dataset, method: Method, bands: Bands, *, precision: Precision, consistency: Consistency
-) -> xr.Dataset:
     check_cube(ds, bands)
     function = METHODS[method](bands.factor, _gains(bands), precision, consistency)
     parameters = () if method == "bicubic" else (_fit(ds, bands),)

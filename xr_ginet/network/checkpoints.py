@@ -48,9 +48,9 @@ class Checkpoint:
 
     def network(self) -> GINet:
         """Return the network with these weights, on the CPU, in evaluation mode."""
-        with torch.device("meta"):
-            empty = GINet(self.config)
-        needed = {name: tuple(tensor.shape) for name, tensor in empty.state_dict().items()}
+        with torch.device("meta"):  # takes no memory
+            network = GINet(self.config)
+        needed = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
         with safe_open(self.path, framework="pt") as file:
             held = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
             if held != needed:
@@ -60,8 +60,7 @@ class Checkpoint:
                     f"needed is {needed.get(wrong[0])}, and {len(wrong) - 1} more differ"
                 )
             state = {name: file.get_tensor(name) for name in file.keys()}
-        network = GINet(self.config)
-        network.load_state_dict(state)
+        network.to_empty(device="cpu").load_state_dict(state)
         return network.eval().requires_grad_(False)
 
 

@@ -25,24 +25,24 @@ path = "elsewhere.zarr"
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 import xarray as xr
 
+from .. import tables
 from ..network import Checkpoint, GINet, GINetConfig, load_checkpoint, save_checkpoint
 from ..sentinel2.addresses import public_url
 from ..sentinel2.grids import TWENTY
+from ..tables import build
 from .fit import FitOptions, fit
 from .objective import start_from_clusters, start_near_bicubic
 from .patches import PAIRS, Patches, PatchOptions
 
 Table = Mapping[str, Any]
-T = TypeVar("T")
 
 SPECTRA_PATCHES = 256
 """Patches from whose pixels k-means starts."""
@@ -81,14 +81,7 @@ class Run:
         ValueError
             If it is no TOML, has an unknown key, lacks one, or a value is out of range.
         """
-        try:
-            table = tomllib.loads(Path(path).read_text())
-        except (RecursionError, ValueError) as error:
-            raise ValueError(f"{path} is no TOML: {error}") from error
-        try:
-            return cls._of_table(table, Path(path))
-        except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
-            raise ValueError(f"{path} makes no sense: {error!r}") from error
+        return tables.read(path, cls._of_table)
 
     @classmethod
     def _of_table(cls, table: dict[str, Any], path: Path) -> Run:
@@ -103,22 +96,9 @@ class Run:
         own = {"assignment": "soft", "bands": bands.coarse, "factor": bands.factor}
         table["network"] = own | table.get("network", {})
         built: dict[str, Any] = {
-            name: _build(kind, table.get(name, {}), f"{path} [{name}]") for name, kind in sections.items()
+            name: build(kind, table.get(name, {}), f"{path} [{name}]") for name, kind in sections.items()
         }
-        return _build(cls, table | built, str(path))
-
-
-def _build(kind: type[T], table: Table, where: str) -> T:
-    """Return a dataclass of the values of a table, whose keys must be its fields."""
-    if not isinstance(table, dict):
-        raise ValueError(f"{where} is {table!r}; a table is needed")
-    fields = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if unknown := sorted(table.keys() - fields):
-        raise ValueError(f"{where} has {', '.join(unknown)}; the keys are {', '.join(sorted(fields))}")
-    try:
-        return kind(**table)
-    except TypeError as error:
-        raise ValueError(f"{where}: {error}") from error
+        return build(cls, table | built, str(path))
 
 
 def _with_path(entry: Table, folder: Path, section: str) -> Table:
