@@ -15,6 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -23,7 +24,15 @@ from literal_ginet import LiteralAttention, LiteralGINet
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from xr_ginet.network import GINet, GINetConfig, attention, from_authors, load_checkpoint, save_checkpoint
+from xr_ginet.network import (
+    GINet,
+    GINetConfig,
+    attention,
+    attention_cpu,
+    from_authors,
+    load_checkpoint,
+    save_checkpoint,
+)
 from xr_ginet.network.attention import Head, WindowAttention, window_logits, window_sum
 
 SMALL: dict[str, Any] = {"stages": 2, "features": 6, "clusters": 3, "blocks": 2}
@@ -208,6 +217,90 @@ def test_attention_passes_gradcheck_in_inputs_and_weights() -> None:
     assert torch.autograd.gradcheck(function, (x, y, *weights))
 
 
+# The compiled form: float32, without gradients.
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    shape=st.tuples(st.integers(1, 2), st.integers(1, 13), st.integers(1, 13)),
+    channels=st.tuples(st.integers(1, 4), st.integers(1, 3)),
+    window=st.sampled_from([1, 3, 5, 7]),
+    patch=st.sampled_from([1, 3, 5]),
+    threads=st.integers(1, 3),
+)
+def test_compiled_attention_equals_unfolded_patches_for_any_shape(
+    shape: tuple[int, int, int], channels: tuple[int, int], window: int, patch: int, threads: int
+) -> None:
+    ours, literal = attention_pair(*channels, window=window, patch=patch)
+    n, *size = shape
+    x, y = torch.randn(n, channels[0], *size) / 4, torch.randn(n, channels[1], *size) / 4
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    with torch.no_grad():
+        compiled = ours.float()(x.float(), y.float())
+    torch.set_num_threads(before)
+    assert compiled.dtype == torch.float32
+    torch.testing.assert_close(compiled.double(), literal(x, y), rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (4, 3), (64, 5), (5, 64)])
+def test_compiled_attention_does_not_depend_on_the_parts_by_a_bit(
+    rows: int, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    images = [rng.standard_normal((2, c, 11, 13)).astype("float32") for c in (3, 3, 2)]
+    whole = attention_cpu.attend(*images, window_size=5, patch_size=3, threads=1)
+    monkeypatch.setattr(attention_cpu, "ROWS", rows)
+    monkeypatch.setattr(attention_cpu, "COLUMNS", columns)
+    parts = attention_cpu.attend(*images, window_size=5, patch_size=3, threads=3)
+    np.testing.assert_array_equal(parts, whole)
+    assert len(np.unique(whole)) > 500
+
+
+def test_compiled_attention_survives_logits_that_overflow_an_exponential() -> None:
+    ours, literal = attention_pair(3, 2, window=5, patch=3)
+    x, y = torch.randn(1, 3, 7, 9) * 20, torch.randn(1, 2, 7, 9) * 20
+    theta, phi = ours.mixed.theta(torch.cat([x, y], 1)), ours.mixed.phi(torch.cat([x, y], 1))
+    assert window_logits(theta, phi, window_size=5, patch_size=3).max() > 1000
+    with torch.no_grad():
+        compiled = ours.float()(x.float(), y.float())
+    torch.testing.assert_close(compiled.double(), literal(x, y), rtol=1e-3, atol=1e-3)
+
+
+def test_a_missing_value_spreads_over_its_window_in_both_forms() -> None:
+    ours, _ = attention_pair(2, 1, window=3, patch=3)
+    ours.float()
+    x, y = torch.randn(1, 2, 12, 12, dtype=torch.float32), torch.randn(1, 1, 12, 12, dtype=torch.float32)
+    x[0, 1, 6, 7] = torch.nan
+    with torch.no_grad():
+        compiled = ours(x, y)
+    plain = ours(x, y)
+    assert 9 <= plain.isnan().any(1).sum() < 100
+    torch.testing.assert_close(compiled.isnan(), plain.isnan())
+
+
+def test_the_exponential_is_right_to_two_units_in_the_last_place() -> None:
+    x = np.linspace(-87, 0, 100_001, dtype="float32")
+    ours = x.copy()
+    attention_cpu._exponential(ours, np.zeros_like(x), np.empty(x.size, np.int32))
+    exact = np.exp(x.astype("float64"))
+    assert np.max(np.abs(ours - exact) / np.spacing(exact.astype("float32"))) <= 2
+    assert ours[-1] == 1
+
+
+@pytest.mark.parametrize("name", ["gradient", "float64"])
+def test_where_the_compiled_form_does_not_serve_it_is_not_called(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_cpu, "attend", None)
+    module = WindowAttention(1, 1, window_size=3, patch_size=3).to(
+        torch.float64 if name == "float64" else torch.float32
+    )
+    x = torch.rand(1, 1, 4, 4, dtype=module.combine.weight.dtype)
+    with torch.set_grad_enabled(name == "gradient"):
+        assert module(x, x).isfinite().all()
+    with torch.no_grad(), pytest.raises(TypeError, match="not callable"):
+        module.float()(x.float(), x.float())
+
+
 # The network against the oracle.
 
 PARITY = [
@@ -243,6 +336,16 @@ def test_the_network_equals_the_literal_one(
         assert relative_error(network(*inputs), literal(*inputs)) < 1e-12
     assert config.factor == literal.factor
     assert config.n_stages == len(literal.BPKernel)
+
+
+def test_the_network_in_float32_without_gradients_equals_itself_in_float64() -> None:
+    ms, hs, _ = images(46, 38)
+    network = GINet(GINetConfig(n_stages=2, n_features=6))
+    sharpen(network)
+    exact = network(ms, hs).detach()
+    with torch.no_grad():
+        quick = network.float()(ms.float(), hs.float())
+    assert relative_error(quick.double(), exact) < 1e-5
 
 
 def test_every_cluster_occurs_in_the_parity_tests() -> None:

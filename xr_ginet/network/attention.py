@@ -4,6 +4,8 @@ A head compares the patch around a pixel with the patch around each of its neigh
 patches is a box sum of the pointwise product of one image with the other one shifted, so a head needs one plane per
 window position instead of one per window position, patch position and channel. Nothing here knows about bands.
 
+`attention_cpu` holds the same head compiled for processors: what inference uses there.
+
 References
 ----------
 Pereira-Sánchez et al., arXiv 2508.04729, the multi-head attention module.
@@ -103,10 +105,37 @@ class Head(nn.Module):
         self.value = nn.Conv2d(value_channels, value_channels, 1, bias=False)
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:  # (N, Cx, H, W), (N, Cz, H, W) -> (N, Cx, H, W)
+        if may_compile(x):
+            return self._compiled(x, z)
         logits = window_logits(self.theta(z), self.phi(z), window_size=self.window_size, patch_size=self.patch_size)
         # The softmax, in place: its denominator divides the few planes of the sum instead of the many of the weights.
         weights = logits.sub_(logits.detach().amax(1, keepdim=True)).exp_()
         return window_sum(weights, self.value(x), window_size=self.window_size) / weights.sum(1, keepdim=True)
+
+    def _compiled(self, x: Tensor, z: Tensor) -> Tensor:
+        from .attention_cpu import attend
+
+        # ⟨Θz, Φz'⟩ = ⟨ΦᵀΘz, z'⟩, and the mean of V x is V of the mean: the keys are z itself, the values x.
+        theta, phi, value = (conv.weight[:, :, 0, 0] for conv in (self.theta, self.phi, self.value))
+        mean = attend(
+            torch.einsum("oc,nchw->nohw", phi.T @ theta, z).numpy(),
+            z.numpy(),
+            x.numpy(),
+            window_size=self.window_size,
+            patch_size=self.patch_size,
+            threads=torch.get_num_threads(),
+        )
+        return torch.einsum("oc,nchw->nohw", value, torch.from_numpy(mean))
+
+
+def may_compile(x: Tensor) -> bool:
+    """Return whether the compiled form can take the place of the torch form: it has no gradient, and one precision."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == torch.float32
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+    )
 
 
 class WindowAttention(nn.Module):
@@ -124,6 +153,8 @@ class WindowAttention(nn.Module):
         self.combine = nn.Linear(3, 1)
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:  # (N, Cx, H, W), (N, Cy, H, W) -> (N, Cx, H, W)
+        if may_compile(x):
+            return self._attend(x, y)
         # Strip by strip: the window's planes of one strip stay in the cache, and their memory does not grow with the
         # image.
         height = x.shape[-2]

@@ -1,0 +1,200 @@
+"""One attention head on processors, compiled: rows stay in the cache, and no plane per window position is kept.
+
+The torch form in `attention` writes a plane per window position and head to memory and reads it again for each step of
+the softmax. Here a thread takes a few rows: the products of one row with its window, their box sums over the last
+``patch_size`` rows, the softmax and the weighted sum follow each other while the row is at hand. Loops run along rows,
+which compilers turn into vector instructions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+ROWS, COLUMNS = 64, 320
+"""Pixels that a thread takes at once: the rows around them are worked on twice, the row's window must fit the cache."""
+
+f32 = np.float32
+
+
+def compiled(function: Callable[..., None]) -> Any:
+    """Compile a function at its first call, once per machine where the compiled code can be kept."""
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"contract"}}
+    try:
+        return numba.njit(function, cache=True, **options)
+    except RuntimeError:  # no folder that can be written to
+        return numba.njit(function, **options)
+
+
+def attend(
+    queries: NDArray, keys: NDArray, values: NDArray, *, window_size: int, patch_size: int, threads: int
+) -> NDArray:
+    """Return the sum over each pixel's window of ``values``, weighted by the softmax of patch-wise inner products.
+
+    Parameters
+    ----------
+    queries, keys : (N, C, H, W), float32
+        Both count as zero outside the image. The logit of a window position is the inner product of the queries' patch
+        around the pixel and the keys' patch around the position, 0 where the position lies outside the image.
+    values : (N, Cv, H, W), float32
+        Zero outside the image, with the weight that the logit 0 gives.
+    window_size, patch_size : int
+        Odd widths in pixels.
+    threads : int
+        How many to work with.
+
+    Returns
+    -------
+    (N, Cv, H, W), float32
+    """
+    margin = window_size // 2 + patch_size // 2
+    queries, keys, values = (
+        np.pad(image, ((0, 0), (0, 0), (margin, margin), (margin, margin))) for image in (queries, keys, values)
+    )
+    n, channels, height, width = values.shape
+    height, width = height - 2 * margin, width - 2 * margin
+    out = np.empty((n, channels, height, width), f32)
+
+    def work(part: tuple[int, int, int]) -> None:
+        i, top, left = part
+        bottom, right = min(top + ROWS, height), min(left + COLUMNS, width)
+        _attend(queries[i], keys[i], values[i], out[i], window_size, patch_size, top, bottom, left, right)
+
+    parts = product(range(n), range(0, height, ROWS), range(0, width, COLUMNS))
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, parts))
+    return out
+
+
+@compiled
+def _attend(
+    queries: NDArray,  # (C, margin + H + margin, margin + W + margin), as keys and values
+    keys: NDArray,
+    values: NDArray,
+    out: NDArray,  # (Cv, H, W)
+    window_size: int,
+    patch_size: int,
+    top: int,
+    bottom: int,
+    left: int,
+    right: int,
+) -> None:
+    """Write the rows ``top:bottom`` and columns ``left:right`` of one image's output."""
+    n_values, height, width = out.shape
+    radius, reach = window_size // 2, patch_size // 2
+    margin, size = radius + reach, right - left
+    n_positions = window_size * window_size
+    products = np.empty(size + 2 * reach, f32)
+    sums = np.empty((n_positions, patch_size, size), f32)  # of the last rows' products, over a patch's width
+    logits = np.empty((n_positions, size), f32)
+    largest, total = np.empty(size, f32), np.empty(size, f32)
+    mean = np.empty((n_values, size), f32)
+    exponents = np.empty(size, np.int32)
+    a, b = left - reach + margin, right + reach + margin
+    for below in range(top - reach, bottom + reach):  # the lowest row of the patches around ``row``
+        y = below + margin
+        for k in range(n_positions):
+            dy, dx = k // window_size - radius, k % window_size - radius
+            _multiply(products, queries[0, y, a:b], keys[0, y + dy, a + dx : b + dx])
+            for c in range(1, keys.shape[0]):
+                _multiply_add(products, queries[c, y, a:b], keys[c, y + dy, a + dx : b + dx])
+            line = sums[k, below % patch_size]
+            line[:] = products[:size]
+            for d in range(1, patch_size):
+                _add(line, products[d : d + size])
+        row = below - reach
+        if row < top:
+            continue
+
+        for k in range(n_positions):
+            dy, dx = k // window_size - radius, k % window_size - radius
+            line = logits[k]
+            line[:] = sums[k, 0]
+            for d in range(1, patch_size):
+                _add(line, sums[k, d])
+            if row + dy < 0 or row + dy >= height:
+                line[:] = 0
+            else:
+                line[: max(0, -left - dx)] = 0
+                line[max(0, width - dx - left) :] = 0
+            if k == 0:
+                largest[:] = line
+            else:
+                _maximum(largest, line)
+
+        total[:] = 0
+        mean[:] = 0
+        for k in range(n_positions):
+            dy, dx = k // window_size - radius, k % window_size - radius
+            _exponential(logits[k], largest, exponents)
+            _add(total, logits[k])
+            for c in range(n_values):
+                line = values[c, row + dy + margin, left + dx + margin : right + dx + margin]
+                _multiply_add(mean[c], logits[k], line)
+        for c in range(n_values):
+            _divide(out[c, row, left:right], mean[c], total)
+
+
+@compiled
+def _multiply(out: NDArray, x: NDArray, y: NDArray) -> None:
+    for i in range(out.size):
+        out[i] = x[i] * y[i]
+
+
+@compiled
+def _multiply_add(out: NDArray, x: NDArray, y: NDArray) -> None:
+    for i in range(out.size):
+        out[i] += x[i] * y[i]
+
+
+@compiled
+def _add(out: NDArray, x: NDArray) -> None:
+    for i in range(out.size):
+        out[i] += x[i]
+
+
+@compiled
+def _divide(out: NDArray, x: NDArray, y: NDArray) -> None:
+    for i in range(out.size):
+        out[i] = x[i] / y[i]
+
+
+@compiled
+def _maximum(out: NDArray, x: NDArray) -> None:
+    for i in range(out.size):
+        out[i] = x[i] if x[i] > out[i] else out[i]
+
+
+@compiled
+def _exponential(x: NDArray, largest: NDArray, exponents: NDArray) -> None:
+    """Replace ``x`` by ``exp(x - largest)``, to two units in the last place; NaN stays NaN.
+
+    numpy's exponential would be called number by number. Here ``exp(v)`` is ``2ⁿ exp(r)`` with ``|r| ≤ ln 2 / 2``, a
+    polynomial of ``r`` and the power of two from its bits.
+
+    References
+    ----------
+    Cody, Waite: "Software Manual for the Elementary Functions", 1980; coefficients of the Cephes library's `expf`.
+    """
+    for i in range(x.size):
+        v = x[i] - largest[i]
+        v = f32(-87) if v < f32(-87) else v  # below it the power of two is no normal number
+        n = np.floor(v * f32(1.44269504) + f32(0.5))
+        r = v - n * f32(0.693359375) + n * f32(2.12194440e-4)
+        p = f32(1.9875691500e-4)
+        p = p * r + f32(1.3981999507e-3)
+        p = p * r + f32(8.3334519073e-3)
+        p = p * r + f32(4.1665795894e-2)
+        p = p * r + f32(1.6666665459e-1)
+        p = p * r + f32(5.0000001201e-1)
+        x[i] = p * r * r + r + f32(1)
+        exponents[i] = (np.int32(n) + np.int32(127)) << np.int32(23)
+    powers = exponents.view(f32)
+    for i in range(x.size):
+        x[i] *= powers[i]
