@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "encoding": STANDARD | {"sentinel2"},
     "store": STANDARD | {"dask", "encoding", "growing", "transactions"},
     "growing": STANDARD | {"dask", "sentinel2", "transactions"},
+    "overviews": STANDARD | {"encoding", "growing", "sentinel2", "store"},
     "transactions": set(),
     "cog": STANDARD | {"dask", "sentinel2", "encoding", "store"},
     "training": STANDARD | {"scipy", "dask", "torch", "network", "sentinel2", "tables", "training"},

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .growing import status
     from .mapping import guide, superresolve
     from .network import GINet, GINetConfig, from_authors, load_checkpoint, save_checkpoint
+    from .overviews import build_overviews
     from .sentinel2.catalog import open_stac
     from .sentinel2.layouts import pair
     from .sentinel2.native import to_native
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "GINet": "xr_ginet.network",
     "GINetConfig": "xr_ginet.network",
+    "build_overviews": "xr_ginet.overviews",
     "from_authors": "xr_ginet.network",
     "guide": "xr_ginet.mapping",
     "load_checkpoint": "xr_ginet.network",
@@ -44,6 +46,7 @@ __all__ = [
     "GINet",
     "GINetConfig",
     "__version__",
+    "build_overviews",
     "from_authors",
     "guide",
     "load_checkpoint",

@@ -98,6 +98,19 @@ def superresolve(
 
 
 @app.command()
+def overviews(
+    store: Annotated[str, typer.Argument(help="A cube in a group, as cube.zarr/10m.")],
+    levels: Annotated[int | None, typer.Option(help="By default until 512 pixels are left.")] = None,
+) -> None:
+    """Write overviews beside a cube, for web maps; again after it has grown."""
+    from . import build_overviews
+
+    with _errors_as_messages():
+        names = build_overviews(store, levels=levels)
+        typer.echo(f"wrote {', '.join(names) or 'no overview: the cube is small'} beside {store}")
+
+
+@app.command()
 def submit(
     job: Annotated[Path, typer.Argument(help="TOML file: catalogue, areas, dates, store, cluster; see xr_ginet.jobs.")],
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the summary, and what failed.")] = False,

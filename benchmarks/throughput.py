@@ -1,0 +1,112 @@
+"""How fast the network is on this processor, as a share of what the processor's matrix products reach in the same run.
+
+    python benchmarks/throughput.py
+
+Writes ``benchmarks/throughput.md``. Only operations of convolutions are counted, by torch's own counter, so that the
+share tells how much of the time is not spent in them at full rate. A round times a matrix product, the residual blocks
+alone and the whole network one after the other; of all rounds the median of the shares is told, because a processor's
+rate changes with what else its host does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from attention import machine
+from quality import table
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from xr_ginet.mapping.predictor import _heap
+from xr_ginet.network import GINet, GINetConfig, load_checkpoint
+
+MATRIX = 1024
+PAPER = "paper's network"
+
+
+def seconds(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def operations(function: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+def matrix_rate(dtype: torch.dtype) -> float:
+    """Return the operations per second of a matrix product, the best of five."""
+    a, b = (torch.rand(MATRIX, MATRIX).to(dtype) for _ in range(2))
+    return 2 * MATRIX**3 / min(seconds(lambda: a @ b) for _ in range(5))
+
+
+def row(name: str, side: int, threads: int, rounds: int, dtype: torch.dtype) -> list[str]:
+    """Return the rates of one network on blocks of one size."""
+    network: nn.Module = GINet(GINetConfig()) if name == PAPER else load_checkpoint(name).network()
+    network = network.to(dtype)
+    ms, hs = torch.rand(1, 4, side, side, dtype=dtype), torch.rand(1, 6, side // 2, side // 2, dtype=dtype)
+    blocks = network.stages[0].correction.blocks
+    width = network.config.n_features + 10
+    features = torch.rand(1, width, side, side, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    torch.set_num_threads(threads)
+    cases = {"blocks": lambda: blocks(features), "network": lambda: network(ms, hs)}
+    with torch.inference_mode():
+        count = {case: operations(function) for case, function in cases.items()}  # and warms up
+        shares: dict[str, list[float]] = {case: [] for case in cases}
+        rates, peaks = [], []
+        for _ in range(rounds):
+            peaks.append(matrix_rate(dtype))
+            for case, function in cases.items():
+                taken = seconds(function)
+                shares[case].append(count[case] / taken / peaks[-1])
+            rates.append(side**2 / taken / 1e6)
+    return [
+        name,
+        str(dtype).removeprefix("torch."),
+        f"{side}",
+        f"{threads}",
+        f"{statistics.median(peaks) / 1e9:.0f}",
+        f"{statistics.median(rates):.3f}",
+        f"{statistics.median(shares['network']):.0%}",
+        f"{statistics.median(shares['blocks']):.0%}",
+    ]
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", nargs="*", default=["ginet-xs", "ginet-s", PAPER])
+    parser.add_argument("--sides", type=int, nargs="*", default=[256, 560, 1072], help="10 m pixels of a block; even")
+    parser.add_argument("--threads", type=int, nargs="*", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_name("throughput.md"))
+    options = parser.parse_args(arguments)
+    before = torch.get_num_threads()
+    _heap()
+    rows = []
+    for name in options.weights:
+        sides = options.sides[:1] if name == PAPER else options.sides  # it takes minutes on larger ones
+        rows += [row(name, side, n, options.rounds, torch.float32) for side in sides for n in options.threads]
+        rows.append(row(name, options.sides[0], options.threads[0], options.rounds, torch.float64))
+    half = matrix_rate(torch.bfloat16) / matrix_rate(torch.float32)
+    torch.set_num_threads(before)
+    header = ["weights", "precision", "block", "threads", "matrix product, GFLOP/s", "Mpixel/s", "network", "blocks"]
+    page = (
+        "# How fast the network is on a processor\n\n"
+        f"`python benchmarks/throughput.py`. {machine(max(options.threads))}. `network` and `blocks` (the residual "
+        "blocks alone): operations of their convolutions per second, as a share of the rate of a "
+        f"{MATRIX} × {MATRIX} matrix product in the same round. Matrix products in bfloat16 reach {half:.2f} of the "
+        f"rate in float32 here.\n\n{table(header, rows)}\n"
+    )
+    options.out.write_text(page)
+    print(page)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,200 @@
+"""Overviews: coarser cubes beside a cube, and the attributes by which web maps find them.
+
+A pyramid is a Zarr group whose members are cubes: ``cube.zarr/10m`` as `to_zarr` writes it, and ``20m``, ``40m``, … of
+its means, which grow date by date as it does. The group tells of them by the GeoZarr conventions.
+
+References
+----------
+https://github.com/zarr-conventions/multiscales, spatial and proj.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from .encoding import DIGITAL_NUMBER
+from .growing import CHECKSUM, status
+from .sentinel2.grids import FINE_DIMS, Grid, read_crs
+from .store import to_zarr
+
+SOURCE = "ginet_source_checksum"
+"""Variable of an overview: for each date the record of the level that it was made from."""
+
+SMALLEST = 512
+"""Pixels of the longer side at which no further overview is needed."""
+
+
+def build_overviews(target: str | Path, *, levels: int | None = None) -> list[str]:
+    """Write overviews of a cube beside it: means of 2 × 2 pixels, level by level, and the group's attributes.
+
+    Parameters
+    ----------
+    target : str or Path
+        A cube in a Zarr store of version 3, a member of the group that becomes the pyramid, as in
+        ``ds.ginet.to_zarr("cube.zarr/10m")`` and ``build_overviews("cube.zarr/10m")``. Local or an fsspec URL.
+    levels : int, optional
+        How many; by default as many as it takes until the longer side has at most 512 pixels.
+
+    Returns
+    -------
+    list of str
+        The names of the overviews, finest first: sizes of their pixels, as ``20m``, in the units of the CRS.
+
+    Raises
+    ------
+    ValueError
+        If the target has no name within a group or is named as one of its overviews would be, is of another version of
+        Zarr, holds dates that are not complete, or has no CRS.
+    FileNotFoundError
+        If there is no cube.
+
+    Notes
+    -----
+    A pixel of an overview is the mean of those of its four that are not missing; other variables than reflectance are
+    taken from the first of them. Chunks and encoding are those of the cube. Of a cube that was written with
+    ``resume=True`` or ``mode="a"`` only those dates are made whose overviews are not there, or not of these pixels:
+    after dates were appended, call it again. Until then readers that go by the group see the cube as it was.
+    """
+    import zarr
+
+    parent, _, name = str(target).rstrip("/").rpartition("/")
+    if not parent or parent.endswith(":/") or not name:
+        raise ValueError(
+            f"{target} is no member of a group: overviews lie beside it. Write it to {str(target).rstrip('/')}/10m"
+        )
+    source, names = f"{parent}/{name}", [name]
+    with _open(source) as cube:
+        crs, grid = read_crs(cube), Grid.from_coords(cube)
+        if crs is None:
+            raise ValueError(f"{source} has no CRS, without which no map can place it")
+        if (version := zarr.open_group(source, mode="r").metadata.zarr_format) != 3:
+            raise ValueError(f"{source} is of version {version} of Zarr: the conventions are of version 3")
+        if levels is None:
+            levels = max(0, int(np.ceil(np.log2(max(grid.shape) / SMALLEST))))
+        times = np.atleast_1d(cube["time"].values) if "time" in cube.coords else None
+        if CHECKSUM in cube and not (complete := np.atleast_1d(status(source).values)).all():
+            lacking = "it is" if times is None else ", ".join(str(t)[:19] for t in times[~complete][:3])
+            raise ValueError(
+                f"{source} is not complete ({lacking} not): go on with its job first, by the same to_zarr(resume=True)"
+            )
+    grids = [grid]
+    for _ in range(levels):
+        coarse = _coarser(grids[-1])
+        names.append(f"{abs(coarse.dx):g}m")
+        if names[-1] in names[:-1]:
+            raise ValueError(f"{source} is named as one of its overviews would be: {names[-1]}. Name it for its pixels")
+        _build(f"{parent}/{names[-2]}", f"{parent}/{names[-1]}")
+        grids.append(coarse)
+    _describe(parent, names, grids, crs)
+    return names[1:]
+
+
+def _open(store: str) -> xr.Dataset:
+    cube = xr.open_zarr(store, chunks={}, decode_coords="all")
+    if "spatial_ref" in cube.coords:
+        cube["spatial_ref"].load()
+    return cube
+
+
+def _coarser(grid: Grid) -> Grid:
+    """Return the grid of twice the pixels' size that covers all of a grid."""
+    height, width = (-(-n // 2) for n in grid.shape)
+    return Grid(grid.x0, grid.y0, grid.dx * 2, grid.dy * 2, (height, width))
+
+
+def _build(finer: str, coarser: str) -> None:
+    """Write one level from the one before it: all of it, or those dates that it lacks."""
+    with _open(finer) as cube:
+        first = next(v for v in cube.data_vars.values() if set(FINE_DIMS) <= set(v.dims))
+        stored = first.encoding
+        if cube.attrs.get("source_dtype") == str(stored["dtype"]) and "source_scale_factor" in cube.attrs:
+            options: dict[str, Any] = {"like": "input"}
+        else:
+            options = {"dtype": "uint16" if np.dtype(stored["dtype"]) == DIGITAL_NUMBER["dtype"] else "float32"}
+        outer = stored.get("shards") or stored["chunks"]
+        if stored.get("shards"):
+            options["inner_chunks"] = stored["chunks"][-1]
+        chunks = dict(zip(first.dims, outer, strict=True))
+        level = halved(cube).chunk({dim: n for dim, n in chunks.items() if dim in cube.dims})
+        if CHECKSUM not in cube:
+            to_zarr(level, coarser, mode="w", **options)
+            return
+        level = level.drop_vars([CHECKSUM, SOURCE], errors="ignore").assign(
+            {SOURCE: cube[CHECKSUM].load().drop_attrs()}
+        )
+        if "time" not in cube.dims:
+            to_zarr(level, coarser, mode="w", **options)
+            return
+        stale = ~_made_from(coarser, level)
+        if stale.any():
+            to_zarr(level.isel(time=stale), coarser, mode="a", **options)
+
+
+def _made_from(store: str, level: xr.Dataset) -> np.ndarray:
+    """Return which dates of a level are in its store already, complete and made from the same pixels."""
+    try:
+        with xr.open_zarr(store, chunks=None) as stored:
+            known = stored[SOURCE].where(status(store), 0).load()
+    except FileNotFoundError:
+        return np.zeros(level.sizes["time"], bool)
+    known = known.reindex(time=level["time"].astype(known["time"].dtype), fill_value=np.uint64(0))
+    return known.values == level[SOURCE].values
+
+
+def halved(cube: xr.Dataset) -> xr.Dataset:
+    """Return the cube whose pixels are the means of 2 × 2 of another's; lazy where the other is."""
+    windows = dict.fromkeys(FINE_DIMS, 2)
+    y, x = _coarser(Grid.from_coords(cube)).coords()
+    result = {}
+    for name, variable in cube.data_vars.items():
+        if not set(FINE_DIMS) <= set(variable.dims):
+            result[name] = variable
+        elif np.issubdtype(variable.dtype, np.floating):
+            mean = variable.astype("float32").coarsen(windows, boundary="pad").mean(keep_attrs=True)
+            result[name] = mean.assign_coords(y=y, x=x)
+        else:
+            result[name] = variable.isel(y=slice(None, None, 2), x=slice(None, None, 2)).assign_coords(y=y, x=x)
+    halves = xr.Dataset(result, attrs=cube.attrs).drop_encoding()
+    for dim in FINE_DIMS:
+        halves[dim].attrs = cube[dim].attrs
+    return halves
+
+
+def _describe(parent: str, names: list[str], grids: list[Grid], crs: Any) -> None:
+    """Give the group the attributes of the conventions, and the metadata of all of its members in one file."""
+    import zarr
+    from zarr_cm import create_many
+
+    layout = [
+        {"asset": name, "spatial:transform": _affine(grid), "spatial:shape": list(grid.shape)}
+        | ({"derived_from": names[i - 1], "transform": {"scale": [2.0, 2.0]}} if i else {})
+        for i, (name, grid) in enumerate(zip(names, grids, strict=True))
+    ]
+    code = crs.to_authority()
+    attrs = create_many(
+        {
+            "multiscales": {"layout": layout, "resampling_method": "average"},
+            "proj": {"proj:code": ":".join(code)} if code else {"proj:wkt2": crs.to_wkt()},
+            "spatial": {
+                "spatial:dimensions": list(FINE_DIMS),
+                "spatial:transform": _affine(grids[0]),
+                "spatial:shape": list(grids[0].shape),
+                "spatial:bbox": list(grids[0].bounds),
+            },
+        }
+    )
+    group = zarr.open_group(parent, mode="a", zarr_format=3)
+    group.attrs.update(attrs)
+    with warnings.catch_warnings():
+        # As in `store`; and members that are none: the locks of jobs.
+        warnings.filterwarnings("ignore", message="Consolidated metadata|Object at")
+        zarr.consolidate_metadata(group.store)
+
+
+def _affine(grid: Grid) -> list[float]:
+    return [float(value) for value in grid.transform]
