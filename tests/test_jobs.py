@@ -11,8 +11,8 @@ from typing import Any
 import batch_cluster
 import pytest
 import xarray as xr
-from conftest import scene_item
-from distributed import get_client
+from conftest import scene_item, two_grids
+from distributed import Client, Nanny, Scheduler, SpecCluster, get_client
 from local_stac import serve
 from typer.testing import CliRunner
 
@@ -166,6 +166,53 @@ def test_a_job_on_a_cluster_makes_the_same_cubes_with_weights_that_travel_to_the
         xr.testing.assert_equal(stored, cube)
 
 
+def test_a_job_makes_overviews_of_what_is_complete(folder: Path) -> None:
+    path = folder / "job.toml"
+    one, _, _ = path.read_text().rpartition("[[area]]")
+    path.write_text("overviews = 1\n" + one.replace("{area}.zarr", "{area}.zarr/10m"))
+    assert run(Job.from_toml(path)).state == "complete"
+    pyramid = folder / "cubes" / "west.zarr"
+    assert xr_ginet.status(pyramid / "20m").values.tolist() == [True] * 3
+    layout = xr.open_datatree(pyramid, engine="zarr").attrs["multiscales"]["layout"]
+    assert [entry["asset"] for entry in layout] == ["10m", "20m"]
+
+
+def networks_built() -> int:
+    from xr_ginet.mapping.predictor import _network
+
+    return _network.cache_info().currsize
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_the_network_runs_where_its_resources_are_and_only_there(
+    resume: bool, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    native = two_grids((32, 32), n_times=1).chunk(y=16, x=16)
+    cube = native.ginet.superresolve(weights=checkpoint, resources={"GPU": 1}, device="cpu")
+    worker = {"nthreads": 1, "dashboard_address": None}
+    workers = {
+        "with": {"cls": Nanny, "options": worker | {"resources": {"GPU": 1}}},
+        "without": {"cls": Nanny, "options": worker},
+    }
+    scheduler = {"cls": Scheduler, "options": {"dashboard_address": ":0"}}
+    with SpecCluster(workers=workers, scheduler=scheduler) as cluster, Client(cluster) as client:
+        client.wait_for_workers(2)
+        cube.ginet.to_zarr(tmp_path / "cube.zarr", resume=resume)
+        found = client.run(networks_built)
+        names = {address: info["name"] for address, info in client.scheduler_info()["workers"].items()}
+    assert {names[address]: number for address, number in found.items()} == {"with": 1, "without": 0}
+    stored = xr.open_zarr(tmp_path / "cube.zarr").load()
+    xr.testing.assert_allclose(stored["B8A"], native.ginet.superresolve(weights=checkpoint)["B8A"].compute())
+
+
+def test_resources_are_of_the_network_alone_and_its_device_may_be_elsewhere(checkpoint: Checkpoint) -> None:
+    native = two_grids((32, 32)).chunk(y=16, x=16)
+    layers = native.ginet.superresolve(weights=checkpoint, resources={"GPU": 1}, device="cuda")["B8A"].data.dask.layers
+    told = {name for name, layer in layers.items() if layer.annotations}
+    assert len(told) == 1
+    assert not told.pop().endswith("-cut")
+
+
 def test_the_example_runs_with_a_local_cluster_in_place_of_its_own(tmp_path: Path) -> None:
     report = batch_cluster.main(tmp_path, size=96, on="slurm", local=True)
     assert report.state == "complete"
@@ -206,6 +253,7 @@ def test_the_clusters_of_the_example_are_known(on: str, tmp_path: Path) -> None:
         ('catalog = "', 'catalog = 3 # "', "catalog=3 must be text"),
         ('datetime = "2024-06"', "cluster = 3", r"cluster=3 must be a table, \[cluster\]"),
         ('name = "west"', "name = []", "makes no sense: TypeError"),
+        ('datetime = "2024-06"', 'overviews = "all"', "overviews='all' must be true, false or how many"),
     ],
 )
 def test_a_job_file_that_is_wrong_says_where(folder: Path, old: str, new: str, match: str) -> None:

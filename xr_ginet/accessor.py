@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -54,6 +54,7 @@ class GINetAccessor:
         precision: Precision = "float32",
         consistency: Consistency = "none",
         self_ensemble: bool = False,
+        resources: Mapping[str, float] | None = None,
         catalog: Catalog | None = None,
         collection: str = "sentinel-2-l2a",
         sign: Callable[[Any], Any] | None = None,
@@ -69,6 +70,7 @@ class GINetAccessor:
             precision=precision,
             consistency=consistency,
             self_ensemble=self_ensemble,
+            resources=resources,
             catalog=catalog,
             collection=collection,
             sign=sign,

@@ -304,7 +304,17 @@ def _write(target: Any, cube: xr.Dataset, index: int, place: int, progress: Call
     region = {dim: slice(place, place + 1) if dim == "time" else slice(0, cube.sizes[dim])}
     part = cube.isel(time=slice(index, index + 1)) if dim == "time" else cube
     part = part.drop_vars([n for n, v in part.variables.items() if dim not in v.dims or n in part.indexes])
-    write = part.to_zarr(target, region=region, compute=False)
+    write_pixels(part, target, progress, region=region)
+
+
+def write_pixels(cube: xr.Dataset, target: Any, progress: Callable[[Any], None] | None, **options: Any) -> None:
+    """Write a cube now, with the options of xarray's `to_zarr`; with resources (see `map_windows`) without progress."""
+    graphs = [dict(v.data.dask.layers) for v in cube.variables.values() if v.chunks is not None]
+    if any("resources" in (layer.annotations or {}) for layers in graphs for layer in layers.values()):
+        with dask.config.set({"optimization.fuse.active": False}):
+            cube.to_zarr(target, **options)
+        return
+    write = cube.to_zarr(target, compute=False, **options)
     progress(write) if progress else dask.compute(write)
 
 

@@ -4,6 +4,7 @@ catalog = "https://stac.example/v1"
 datetime = "2024"
 store = "cubes/{area}.zarr"        # a path or an fsspec URL; relative paths (of weights too) start at the file's folder
 report = "cubes/report.json"       # what became of each area and date, kept up to date
+overviews = true                   # or how many, beside cubes that lie in a group: store = "cubes/{area}.zarr/10m"
 
 [open]                             # further arguments of open_stac, such as
 chunks = 1024
@@ -79,6 +80,8 @@ class Job:
     """Date or range to search."""
     report: str | None = None
     """Path of a JSON file."""
+    overviews: bool | int = False
+    """Whether overviews are made of cubes that are complete, or how many."""
     mask_clouds: bool = False
     """Whether what the scene classification calls cloudy is left out."""
     open: Mapping[str, Any] = field(default_factory=dict)
@@ -122,6 +125,8 @@ class Job:
         for name in ("catalog", "store"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{where}: {name}={getattr(self, name)!r} must be text")
+        if not isinstance(self.overviews, int) or self.overviews < 0:
+            raise ValueError(f"{where}: overviews={self.overviews!r} must be true, false or how many")
         for name in ("open", "superresolve", "write", "cluster"):
             if not isinstance(getattr(self, name), dict):
                 raise ValueError(f"{where}: {name}={getattr(self, name)!r} must be a table, [{name}]")
@@ -247,6 +252,7 @@ def run(job: Job, *, tell: Callable[[str, growing.Outcome], None] | None = None)
 
 def _write_area(job: Job, area: Area, told: Callable[[growing.Outcome], None]) -> None:
     from .mapping import superresolve
+    from .overviews import build_overviews
     from .sentinel2.bands import layers_for
     from .sentinel2.catalog import open_stac
     from .sentinel2.scl import mask_clouds
@@ -263,6 +269,8 @@ def _write_area(job: Job, area: Area, told: Callable[[growing.Outcome], None]) -
     if "://" not in target:
         Path(target).parent.mkdir(parents=True, exist_ok=True)
     to_zarr(result, target, mode="a", resume=True, tell=told, **job.write)
+    if job.overviews:
+        build_overviews(target, levels=None if job.overviews is True else job.overviews)
 
 
 def _save(job: Job, report: Report) -> None:

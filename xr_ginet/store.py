@@ -127,26 +127,25 @@ def to_zarr(
     cube, encoding = encoded(ds, reflectance, layout)
     # An existing local store is replaced when the new one is whole: until then it can be read, even by this very cube.
     beside = path.with_name(f"{path.name}.{uuid4().hex}") if path and exists else None
+    place = str(beside or path) if path else target
+    options: dict[str, Any] = {
+        "mode": "w" if exists and not path else "w-",
+        "encoding": encoding,
+        "zarr_format": zarr_format,
+        "consolidated": True,
+    }
     with warnings.catch_warnings():
         # Version 3 does not standardise consolidated metadata yet; readers that do not know it lose nothing by it, and
         # the others open a cube in one request.
         warnings.filterwarnings("ignore", message="Consolidated metadata")
-        write = cube.to_zarr(
-            str(beside or path) if path else target,
-            mode="w" if exists and not path else "w-",
-            encoding=encoding,
-            zarr_format=zarr_format,
-            consolidated=True,
-            compute=False,
-        )
-    if not compute:
-        return write
-    try:
-        progress_bar(write) if progress else dask.compute(write)
-    except BaseException:
-        if beside:
-            _discard(beside)
-        raise
+        if not compute:
+            return cube.to_zarr(place, compute=False, **options)
+        try:
+            growing.write_pixels(cube, place, progress_bar if progress else None, **options)
+        except BaseException:
+            if beside:
+                _discard(beside)
+            raise
     if path and beside:
         _replace(path, beside)
     return None

@@ -12,14 +12,14 @@ a wrong shape, and it merges chunks smaller than the depth.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import dask.array as da
 import numpy as np
 from dask.base import tokenize
 from dask.delayed import Delayed
-from dask.highlevelgraph import HighLevelGraph
+from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
 from numpy.typing import DTypeLike, NDArray
 
 Block = Callable[..., NDArray]
@@ -70,6 +70,7 @@ def map_windows(
     n_bands: int,
     dtype: DTypeLike,
     parameters: Sequence[Delayed] = (),
+    resources: Mapping[str, float] | None = None,
 ) -> da.Array:
     """Return ``function`` mapped over overlapping windows of all arrays, lazily.
 
@@ -90,6 +91,10 @@ def map_windows(
         Of the output.
     parameters : sequence of Delayed
         What the function takes after the blocks, the same for all of them, computed in the same graph.
+    resources : mapping, optional
+        What a call of the function takes of a distributed worker, as ``{"GPU": 1}``: it then runs only where workers
+        have it. Dask forgets that of graphs that it fuses, and of what is written with ``compute=False``; `to_zarr`
+        avoids both.
 
     Returns
     -------
@@ -111,17 +116,24 @@ def map_windows(
 
     name = "ginet-windows-" + tokenize(function, *arrays, tuple(factors), depth, n_bands, np.dtype(dtype), *parameters)
     graph: dict[Any, Any] = {}
+    cuts: dict[Any, Any] = {}
     extra = [parameter.key for parameter in parameters]
     for position in itertools.product(*(range(len(c)) for c in lead)):
         for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
             pieces = [
-                _pieces(graph, f"{name}-cut-{n}", array, f, position, (i, row), (j, column))
+                _pieces(cuts, f"{name}-cut-{n}", array, f, position, (i, row), (j, column))
                 for n, (array, f) in enumerate(zip(arrays, factors, strict=True))
             ]
             graph[name, *position, 0, i, j] = (_apply, function, (row.trim, column.trim), extra, *pieces)
     chunks = (*lead, (n_bands,), first.chunks[-2], first.chunks[-1])
-    layer = HighLevelGraph.from_collections(name, graph, dependencies=[*arrays, *parameters])  # type: ignore[list-item]
-    return da.Array(layer, name, chunks=chunks, meta=np.empty((0,) * len(chunks), dtype))
+    dependencies: list[Any] = [*arrays, *parameters]
+    inputs = HighLevelGraph.from_collections(f"{name}-cut", cuts, dependencies=dependencies)
+    calls = MaterializedLayer(graph, annotations={"resources": dict(resources)} if resources else None)
+    whole = HighLevelGraph(
+        {**inputs.layers, name: calls},
+        {**inputs.dependencies, name: {f"{name}-cut", *inputs.dependencies[f"{name}-cut"]}},
+    )
+    return da.Array(whole, name, chunks=chunks, meta=np.empty((0,) * len(chunks), dtype))
 
 
 def _check(arrays: Sequence[da.Array], factors: Sequence[int], depth: int, factor: int) -> None:
@@ -146,7 +158,7 @@ def _check(arrays: Sequence[da.Array], factors: Sequence[int], depth: int, facto
 
 
 def _pieces(
-    graph: dict[Any, Any],
+    cuts: dict[Any, Any],
     name: str,
     array: da.Array,
     factor: int,
@@ -156,7 +168,7 @@ def _pieces(
 ) -> list[list[Any]]:
     """Return the keys of the parts that make up one window of one array, as rows of columns.
 
-    Parts of chunks are cut where the chunk lies, by tasks added to ``graph``, so that only halos travel between
+    Parts of chunks are cut where the chunk lies, by tasks added to ``cuts``, so that only halos travel between
     workers.
     """
     (i, row_window), (j, column_window) = row, column
@@ -171,7 +183,7 @@ def _pieces(
                 line.append(source)
                 continue
             key = (name, *position, i, j, source_y, source_x)
-            graph[key] = (_cut, source, cut_y or slice(None), cut_x or slice(None))
+            cuts[key] = (_cut, source, cut_y or slice(None), cut_x or slice(None))
             line.append(key)
         block.append(line)
     return block

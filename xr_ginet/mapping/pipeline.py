@@ -52,6 +52,7 @@ def superresolve(
     precision: Precision = "float32",
     consistency: Consistency = "none",
     self_ensemble: bool = False,
+    resources: Mapping[str, float] | None = None,
     catalog: Catalog | None = None,
     collection: str = DEFAULT_COLLECTION,
     sign: Callable[[Any], Any] | None = None,
@@ -79,13 +80,18 @@ def superresolve(
         1e-5, a tenth of a digital number, measured on real scenes (``benchmarks/depths.md``); weights whose card tells
         no depth get the exact one. An even number is wrong near chunk edges by what the network sees beyond it.
     device : str
-        A torch device, or ``"auto"``: CUDA where the graph is built with it, else the CPU.
+        A torch device, or ``"auto"``: CUDA where the graph is built with it, else the CPU. With ``resources`` a device
+        need not be where the graph is built.
     precision : {"float32", "float64"}
         Of the network's arithmetic and of its output.
     consistency : {"none", "exact"}
         ``"exact"``: at the end the mean of each 2 × 2 block is made to equal the 20 m pixel that it came from.
     self_ensemble : bool
         Average the results of the eight symmetries of the square: a little more accurate, eight times the work.
+    resources : mapping, optional
+        What a block's network takes of a worker, as ``{"GPU": 1}``, on a cluster some of whose workers were started
+        with such resources: the network runs only there, everything else anywhere. Write with `to_zarr`, or compute
+        with Dask's ``optimization.fuse.active`` set to False: otherwise Dask forgets it.
     catalog, collection, sign : optional
         Where to find the 20 m bands of a cube that holds only the 10 m ones, see `xr_ginet.open_stac`: the items of the
         same days over the same ground are searched, and what is missing is loaded from them.
@@ -119,12 +125,12 @@ def superresolve(
     native = TWENTY if checkpoint is None else bands_of_network(checkpoint.config)
     if catalog is not None:
         ds = complete(ds, catalog, collection=collection, sign=sign, bands=native.coarse)
-    if checkpoint is None and (depth, device, self_ensemble) != ("exact", "auto", False):
+    if checkpoint is None and (depth, device, self_ensemble, resources) != ("exact", "auto", False, None):
         raise ValueError(
-            f"depth={depth!r}, device={device!r}, self_ensemble={self_ensemble}: weights=None has no network that "
-            "these are for. Leave them out, or name weights"
+            f"depth={depth!r}, device={device!r}, self_ensemble={self_ensemble}, resources={resources}: weights=None "
+            "has no network that these are for. Leave them out, or name weights"
         )
-    network = Network(device, precision, consistency, self_ensemble)
+    network = Network(device, precision, consistency, self_ensemble, resources)
     if checkpoint is None:
         result = classical(ds, "regression", precision=precision, consistency=consistency)
     else:
@@ -139,6 +145,18 @@ class Network(NamedTuple):
     precision: Precision
     consistency: Consistency
     self_ensemble: bool
+    resources: Mapping[str, float] | None
+
+    def of(self, checkpoint: Checkpoint) -> Predictor:
+        """Return the network of a checkpoint as a function of blocks."""
+        return Predictor.of(
+            checkpoint,
+            device=self.device,
+            precision=self.precision,
+            consistency=self.consistency,
+            self_ensemble=self.self_ensemble,
+            elsewhere=self.resources is not None,
+        )
 
 
 def _with_sixty(
@@ -163,7 +181,6 @@ def _with_sixty(
 
 
 def _by_network(ds: xr.Dataset, checkpoint: Checkpoint, depth: int | str, network: Network) -> xr.Dataset:
-    predictor = Predictor.of(checkpoint, **network._asdict())
     provenance = {
         "ginet_weights": checkpoint.name,
         SHA256: checkpoint.sha256,
@@ -171,7 +188,9 @@ def _by_network(ds: xr.Dataset, checkpoint: Checkpoint, depth: int | str, networ
         "ginet_self_ensemble": int(network.self_ensemble),  # attributes in netCDF and Zarr v2 know no booleans
     }
     bands, pixels = bands_of_network(checkpoint.config), resolve_depth(depth, checkpoint)
-    return _map_bands(ds, predictor, bands, depth=pixels, provenance=provenance)
+    return _map_bands(
+        ds, network.of(checkpoint), bands, depth=pixels, provenance=provenance, resources=network.resources
+    )
 
 
 def classical(
@@ -231,6 +250,7 @@ def _map_bands(
     depth: int,
     provenance: Mapping[str, object],
     parameters: tuple[Delayed, ...] = (),
+    resources: Mapping[str, float] | None = None,
 ) -> xr.Dataset:
     """Return the fine bands as they came and the function's output beside them, with labels and attributes."""
     check_cube(ds, bands)
@@ -243,6 +263,7 @@ def _map_bands(
         n_bands=len(bands.coarse),
         dtype=function.dtype,
         parameters=parameters,
+        resources=resources,
     )
     cube = ds[list(bands.fine)].drop_attrs(deep=False)
     first = cube[bands.fine[0]].transpose(..., *FINE_DIMS)

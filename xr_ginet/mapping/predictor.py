@@ -72,8 +72,12 @@ class Predictor:
         precision: Precision = "float32",
         consistency: Consistency = "none",
         self_ensemble: bool = False,
+        elsewhere: bool = False,
     ) -> Predictor:
-        """Return the predictor of a checkpoint; ``device="auto"`` is CUDA where there is one, else the CPU."""
+        """Return the predictor of a checkpoint; ``device="auto"`` is CUDA where there is one, else the CPU.
+
+        Whether a device is there is found out now, unless it will run ``elsewhere``.
+        """
         import torch
 
         if precision not in PRECISIONS:
@@ -83,7 +87,7 @@ class Predictor:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            torch.ones(1, device=device).cpu()
+            torch.ones(1, device="cpu" if elsewhere else device).cpu()
         except (RuntimeError, AssertionError, NotImplementedError) as error:
             raise ValueError(
                 f"device={device!r}, but torch cannot use it here ({str(error).splitlines()[0]}). Type device='cpu' or "
