@@ -14,6 +14,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -79,6 +80,26 @@ def row(name: str, side: int, threads: int, rounds: int, dtype: torch.dtype) -> 
     ]
 
 
+def at_once(name: str, side: int, cores: int, rounds: int) -> list[str]:
+    """Return the rates of as many blocks as cores: one after the other on all cores, and side by side on one each."""
+    network = load_checkpoint(name).network()
+    ms, hs = torch.rand(1, 4, side, side), torch.rand(1, 6, side // 2, side // 2)
+
+    def block(_: int = 0) -> None:
+        with torch.inference_mode():
+            network(ms, hs)
+
+    rates: dict[str, list[float]] = {"after": [], "beside": []}
+    with ThreadPoolExecutor(cores) as pool:
+        for _ in range(rounds + 1):  # the first warms up
+            torch.set_num_threads(cores)
+            rates["after"].append(cores * side**2 / seconds(lambda: [block() for _ in range(cores)]) / 1e6)
+            torch.set_num_threads(1)
+            rates["beside"].append(cores * side**2 / seconds(lambda: list(pool.map(block, range(cores)))) / 1e6)
+    medians = [statistics.median(rates[way][1:]) for way in ("after", "beside")]
+    return [name, f"{side}", *(f"{m:.3f}" for m in medians), f"{medians[1] / medians[0]:.2f}"]
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--weights", nargs="*", default=["ginet-xs", "ginet-s", PAPER])
@@ -94,6 +115,9 @@ def main(arguments: list[str] | None = None) -> None:
         sides = options.sides[:1] if name == PAPER else options.sides  # it takes minutes on larger ones
         rows += [row(name, side, n, options.rounds, torch.float32) for side in sides for n in options.threads]
         rows.append(row(name, options.sides[0], options.threads[0], options.rounds, torch.float64))
+    cores = max(options.threads)
+    ours = [name for name in options.weights if name != PAPER]
+    ways = [at_once(name, side, cores, options.rounds) for name in ours for side in options.sides]
     half = matrix_rate(torch.bfloat16) / matrix_rate(torch.float32)
     torch.set_num_threads(before)
     header = ["weights", "precision", "block", "threads", "matrix product, GFLOP/s", "Mpixel/s", "network", "blocks"]
@@ -102,7 +126,10 @@ def main(arguments: list[str] | None = None) -> None:
         f"`python benchmarks/throughput.py`. {machine(max(options.threads))}. `network` and `blocks` (the residual "
         "blocks alone): operations of their convolutions per second, as a share of the rate of a "
         f"{MATRIX} × {MATRIX} matrix product in the same round. Matrix products in bfloat16 reach {half:.2f} of the "
-        f"rate in float32 here.\n\n{table(header, rows)}\n"
+        f"rate in float32 here.\n\n{table(header, rows)}\n\n## Blocks one after the other, or side by side\n\n"
+        f"{cores} blocks on {cores} cores, Mpixel/s: one at a time with {cores} threads, as our processes work, or "
+        "all at once with a thread each, which takes as many times the memory.\n\n"
+        f"{table(['weights', 'block', 'after', 'beside', 'ratio'], ways)}\n"
     )
     options.out.write_text(page)
     print(page)

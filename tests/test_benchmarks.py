@@ -16,6 +16,7 @@ import faults
 import gaps
 import loader
 import numpy as np
+import peers
 import pipeline
 import pytest
 import quality
@@ -23,6 +24,8 @@ import scenes
 import sixty
 import studies
 import supreme
+import throughput
+import tile
 import torch
 from conftest import SHARED, needs_shared
 from numpy.testing import assert_allclose
@@ -218,3 +221,29 @@ def test_supreme_told_the_blur_beats_bicubic_and_told_another_is_worse() -> None
     )
     assert told < 0.6 * plain
     assert told < 0.8 * untold
+
+
+def test_tile_benchmark_writes_its_table(tmp_path: Path) -> None:
+    size = ["--sides", "256", "--scene", "128", "--chunk", "256", "--weights", "ginet-xs"]
+    tile.main([*size, "--folder", str(tmp_path), "--out", str(tmp_path / "tile.md")])
+    cells = (tmp_path / "tile.md").read_text().splitlines()[-1].split(" | ")
+    assert cells[1] == "256 × 256"
+    assert 0 < float(cells[4].rstrip(" |")) < 4
+
+
+def test_throughput_benchmark_writes_its_table(tmp_path: Path) -> None:
+    tiny = ["--weights", "ginet-xs", "--sides", "64", "--threads", "1", "--rounds", "1"]
+    throughput.main([*tiny, "--out", str(tmp_path / "throughput.md")])
+    lines = (tmp_path / "throughput.md").read_text().splitlines()
+    plain, double = (line.split(" | ") for line in lines[lines.index("| --- " * 8 + "|") + 1 :][:2])
+    assert [plain[1], double[1]] == ["float32", "float64"]
+    assert all(0 < float(cell.rstrip(" |%")) < 150 for cell in plain[6:])
+
+
+@needs_shared
+def test_peers_benchmark_measures_ours_without_a_peer(tmp_path: Path) -> None:
+    scene = "ben_T35VPK_20170924_41_29"
+    peers.main(["--scenes", str(SHARED / "scenes"), "--names", scene, "--out", str(tmp_path / "peers.md")])
+    rows = [line.strip("| ").split(" | ") for line in (tmp_path / "peers.md").read_text().splitlines()[-4:]]
+    assert [row[1] for row in rows] == ["ginet-xs", "ginet-s", "ginet-xs-box", "ginet-s-box"]
+    assert all(35 < float(row[3]) < 60 for row in rows)

@@ -1,4 +1,7 @@
-"""Bad and hostile input: items, job files and checkpoints with anything in them end in a result or in a named error."""
+"""Bad and hostile input: items, job files and checkpoints with anything in them end in a result or in a named error.
+
+`fuzz.py` runs the same with inputs that are led by coverage.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -78,10 +82,7 @@ def items() -> list[dict[str, Any]]:
 ITEMS = [item for item in items() if isinstance(item, dict) and "assets" in item]
 
 
-@needs_shared
-@fuzzed
-@given(st.data())
-def test_an_item_is_read_or_refused(data: st.DataObject) -> None:
+def read_or_refuse_an_item(data: st.DataObject) -> None:
     item = mutated(data.draw, data.draw(st.sampled_from(ITEMS)))
     bands = data.draw(st.lists(st.sampled_from(LAYERS), min_size=1, unique=True))
 
@@ -94,6 +95,13 @@ def test_an_item_is_read_or_refused(data: st.DataObject) -> None:
         pass
     else:
         assert set(scene.bands) == set(bands)
+
+
+@needs_shared
+@fuzzed
+@given(st.data())
+def test_an_item_is_read_or_refused(data: st.DataObject) -> None:
+    read_or_refuse_an_item(data)
 
 
 JOB = {
@@ -126,13 +134,8 @@ def toml(value: Any, *, top: bool = True) -> str:
     return json.dumps(value)
 
 
-@pytest.mark.parametrize(("kind", "original"), [(Job, JOB), (Run, RUN)], ids=["job", "run"])
-@fuzzed
-@given(st.data())
-def test_a_job_or_run_file_is_read_or_refused(
-    kind: type, original: dict, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
-) -> None:
-    path = tmp_path_factory.getbasetemp() / "fuzzed.toml"
+def read_or_refuse_a_file(kind: type, original: dict, folder: Path, data: st.DataObject) -> None:
+    path = folder / "fuzzed.toml"
     text = toml(mutated(data.draw, original)) if data.draw(st.integers(0, 9)) else data.draw(st.text(max_size=60))
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     try:
@@ -143,12 +146,17 @@ def test_a_job_or_run_file_is_read_or_refused(
         assert isinstance(result, kind)
 
 
+@pytest.mark.parametrize(("kind", "original"), [(Job, JOB), (Run, RUN)], ids=["job", "run"])
 @fuzzed
 @given(st.data())
-def test_a_checkpoint_is_read_or_refused(
-    checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+def test_a_job_or_run_file_is_read_or_refused(
+    kind: type, original: dict, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
-    raw = checkpoint.path.read_bytes()
+    read_or_refuse_a_file(kind, original, tmp_path_factory.getbasetemp(), data)
+
+
+def read_or_refuse_a_checkpoint(checkpoint: Path, folder: Path, data: st.DataObject) -> None:
+    raw = checkpoint.read_bytes()
     length = struct.unpack("<Q", raw[:8])[0]
     header, body = json.loads(raw[8 : 8 + length]), raw[8 + length :]
     way = data.draw(st.sampled_from(["ours", "header", "bytes", "length"]))
@@ -164,7 +172,7 @@ def test_a_checkpoint_is_read_or_refused(
         content = content[:at] + data.draw(st.binary(max_size=9)) + content[at + data.draw(st.integers(0, 9)) :]
     if way == "length":
         content = struct.pack("<Q", data.draw(st.integers(0, 2**64 - 1))) + content[8:]
-    path = tmp_path_factory.getbasetemp() / "fuzzed.safetensors"
+    path = folder / "fuzzed.safetensors"
     path.write_bytes(content)
     try:
         network = load_checkpoint(path).network()
@@ -172,6 +180,14 @@ def test_a_checkpoint_is_read_or_refused(
         pass
     else:
         assert sum(p.numel() for p in network.parameters()) * 8 <= len(content) + 10**6
+
+
+@fuzzed
+@given(st.data())
+def test_a_checkpoint_is_read_or_refused(
+    checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    read_or_refuse_a_checkpoint(checkpoint.path, tmp_path_factory.getbasetemp(), data)
 
 
 @pytest.mark.slow  # 100,000 inputs in all
