@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from .sentinel2.addresses import without_secrets
 from .sentinel2.grids import FINE_DIMS
-from .transactions import Place, readable
+from .transactions import Branch, Place, is_open, readable
 
 CHECKSUM = "ginet_checksum"
 """Variable with the checksum of each date, 0 where it is not complete."""
@@ -116,7 +116,7 @@ def fill(
         state: State = "kept"
         if not done[index]:
             try:
-                _write(place.store, cube, i, index, progress)
+                _write(place, cube, i, index, progress)
                 _record(place.store, index if "time" in cube.dims else None)
                 state = "written"
             except Exception as problem:
@@ -229,7 +229,8 @@ def checksum(target: Any, time: int | None) -> int:
         names = sorted(str(n) for n in raw.data_vars if n != CHECKSUM and set(FINE_DIMS) <= set(raw[n].dims))
         blocks = [images[name].data for name in names]
         digests = dask.compute(
-            *(b.map_blocks(_digest, chunks=(1,) * b.ndim, meta=np.empty((0,) * b.ndim, "uint64")) for b in blocks)
+            *(b.map_blocks(_digest, chunks=(1,) * b.ndim, meta=np.empty((0,) * b.ndim, "uint64")) for b in blocks),
+            scheduler="threads" if is_open(target) else None,
         )
     total = blake2b(digest_size=8)
     for name, digest in zip(names, digests, strict=True):
@@ -298,13 +299,16 @@ def _order(stored: xr.Dataset, cube: xr.Dataset) -> list[int]:
     return [places[time] for time in cube["time"].values.astype(stored["time"].dtype)]
 
 
-def _write(target: Any, cube: xr.Dataset, index: int, place: int, progress: Callable[[Any], None] | None) -> None:
+def _write(place: Place, cube: xr.Dataset, index: int, there: int, progress: Callable[[Any], None] | None) -> None:
     """Write one date; what is no part of it is there already."""
     dim = _part_dim(cube)
-    region = {dim: slice(place, place + 1) if dim == "time" else slice(0, cube.sizes[dim])}
+    region = {dim: slice(there, there + 1) if dim == "time" else slice(0, cube.sizes[dim])}
     part = cube.isel(time=slice(index, index + 1)) if dim == "time" else cube
     part = part.drop_vars([n for n, v in part.variables.items() if dim not in v.dims or n in part.indexes])
-    write_pixels(part, target, progress, region=region)
+    if isinstance(place, Branch):
+        place.write(part, region)
+    else:
+        write_pixels(part, place.store, progress, region=region)
 
 
 def write_pixels(cube: xr.Dataset, target: Any, progress: Callable[[Any], None] | None, **options: Any) -> None:

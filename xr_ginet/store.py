@@ -16,7 +16,7 @@ import xarray as xr
 
 from . import growing
 from .encoding import Layout, StoredDtype, encoded, encoding_of
-from .transactions import is_repository, place_of
+from .transactions import is_in_memory, is_repository, place_of
 
 Mode = Literal["w", "w-", "a"]
 
@@ -113,11 +113,8 @@ def to_zarr(
             raise ValueError(f"zarr_format={zarr_format}: an Icechunk repository holds version 3")
         if not grows:
             raise ValueError("an Icechunk repository is written date by date. Type resume=True, or mode='a'")
-        if _workers_elsewhere():
-            raise ValueError(
-                "Icechunk's sessions are written from one process, and a cluster computes in others. Close its client, "
-                "or write to a Zarr store"
-            )
+        if is_in_memory(target) and _workers_elsewhere():
+            raise ValueError("the repository lies in this process's memory, where a cluster's workers cannot write")
     layout = Layout(zarr_format, inner_chunks, compression_level)
     path = _local_path(target)
     exists = False if is_repository(target) else _check_target(target, path, "w" if grows else mode, compute=compute)

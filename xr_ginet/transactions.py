@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 MAIN, OURS = "main", "ginet-job"
+NUMBERS = ("dtype", "scale_factor", "add_offset", "_FillValue")
 
 
 class Place(Protocol):
@@ -68,6 +69,26 @@ class Branch:
             self.session.commit(message)
             self.session = self.repository.writable_session(OURS)
 
+    def write(self, cube: Any, region: dict[str, slice]) -> None:
+        """Write pixels, from whatever processes compute them."""
+        import dask.array as da
+        import xarray as xr
+        import zarr
+        from icechunk.dask import store_dask
+
+        # icechunk.xarray.to_icechunk does the same, but that of 1.1.21 fails with xarray 2026.9.
+        fork = self.session.fork()
+        sources, targets, regions = [], [], []
+        with xr.open_zarr(self.store, chunks=None, consolidated=False) as stored:
+            for name, variable in cube.variables.items():
+                known = stored[name].encoding
+                plain = xr.Variable(variable.dims, variable.data, variable.attrs)
+                plain.encoding = {key: known[key] for key in NUMBERS if key in known}
+                sources.append(da.asarray(xr.conventions.encode_cf_variable(plain, name=name).data))
+                targets.append(zarr.open_array(fork.store, path=name, mode="r+"))
+                regions.append(tuple(region.get(dim, slice(None)) for dim in variable.dims))
+        self.session.merge(store_dask(sources=sources, targets=targets, regions=regions))
+
     def undo(self) -> None:
         """Leave what was not committed behind."""
         self.session = self.repository.writable_session(OURS)
@@ -83,6 +104,16 @@ class Branch:
 def is_repository(target: Any) -> bool:
     """Return whether a target is an Icechunk repository."""
     return type(target).__module__.partition(".")[0] == "icechunk" and hasattr(target, "writable_session")
+
+
+def is_in_memory(target: Any) -> bool:
+    """Return whether a repository lies in the memory of this process."""
+    return "InMemory" in repr(target.storage)
+
+
+def is_open(store: Any) -> bool:
+    """Return whether a store is that of a session that may be written to: other processes do not see what was."""
+    return hasattr(store, "session") and not store.session.read_only
 
 
 def readable(target: Any) -> Any:
