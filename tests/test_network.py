@@ -248,11 +248,12 @@ def test_compiled_attention_does_not_depend_on_the_parts_by_a_bit(
     rows: int, columns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(0)
-    images = [rng.standard_normal((2, c, 11, 13)).astype("float32") for c in (3, 3, 2)]
-    whole = attention_cpu.attend(*images, window_size=5, patch_size=3, threads=1)
+    frame = ((0, 0), (0, 0), (3, 3), (3, 3))
+    images = [np.pad(rng.standard_normal((2, c, 11, 13)).astype("float32"), frame) for c in (3, 3, 2)]
+    whole = attention_cpu.attend(*images, margin=3, window_size=5, patch_size=3, threads=1)
     monkeypatch.setattr(attention_cpu, "ROWS", rows)
     monkeypatch.setattr(attention_cpu, "COLUMNS", columns)
-    parts = attention_cpu.attend(*images, window_size=5, patch_size=3, threads=3)
+    parts = attention_cpu.attend(*images, margin=3, window_size=5, patch_size=3, threads=3)
     np.testing.assert_array_equal(parts, whole)
     assert len(np.unique(whole)) > 500
 

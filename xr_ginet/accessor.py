@@ -116,7 +116,7 @@ class GINetAccessor:
         like: Literal["input"] | None = None,
         zarr_format: int = 3,
         inner_chunks: int | None = None,
-        compression_level: int = 5,
+        compression_level: int = 3,
         progress: bool = False,
         tell: Callable[[Outcome], None] | None = None,
         compute: bool = True,

@@ -31,7 +31,7 @@ def to_zarr(
     like: Literal["input"] | None = None,
     zarr_format: int = 3,
     inner_chunks: int | None = None,
-    compression_level: int = 5,
+    compression_level: int = 3,
     progress: bool = False,
     tell: Callable[[growing.Outcome], None] | None = None,
     compute: bool = True,
@@ -66,7 +66,7 @@ def to_zarr(
         read one by one: few objects to keep, little to read for a small window. The Dask chunks must be multiples of
         it; of Zarr version 3.
     compression_level : int
-        Of Zstandard, 0 to 22.
+        Of Zstandard, 0 to 22. Level 5 makes cubes 5 % smaller than 3, in half as much time again.
     progress : bool
         Show a progress bar while computing.
     tell : callable, optional

@@ -105,14 +105,13 @@ class Head(nn.Module):
         self.value = nn.Conv2d(value_channels, value_channels, 1, bias=False)
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:  # (N, Cx, H, W), (N, Cz, H, W) -> (N, Cx, H, W)
-        if may_compile(x):
-            return self._compiled(x, z)
         logits = window_logits(self.theta(z), self.phi(z), window_size=self.window_size, patch_size=self.patch_size)
         # The softmax, in place: its denominator divides the few planes of the sum instead of the many of the weights.
         weights = logits.sub_(logits.detach().amax(1, keepdim=True)).exp_()
         return window_sum(weights, self.value(x), window_size=self.window_size) / weights.sum(1, keepdim=True)
 
-    def _compiled(self, x: Tensor, z: Tensor) -> Tensor:
+    def compiled(self, x: Tensor, z: Tensor, margin: int) -> Tensor:
+        """Return the head's output, by the compiled form, of images within ``margin`` zeros."""
         from .attention_cpu import attend
 
         # ⟨Θz, Φz'⟩ = ⟨ΦᵀΘz, z'⟩, and the mean of V x is V of the mean: the keys are z itself, the values x.
@@ -121,6 +120,7 @@ class Head(nn.Module):
             torch.einsum("oc,nchw->nohw", phi.T @ theta, z).numpy(),
             z.numpy(),
             x.numpy(),
+            margin=margin,
             window_size=self.window_size,
             patch_size=self.patch_size,
             threads=torch.get_num_threads(),
@@ -154,12 +154,12 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:  # (N, Cx, H, W), (N, Cy, H, W) -> (N, Cx, H, W)
         if may_compile(x):
-            return self._attend(x, y)
+            return self._compiled(x, y)
         # Strip by strip: the window's planes of one strip stay in the cache, and their memory does not grow with the
         # image.
         height = x.shape[-2]
         rows = max(1, STRIP_PIXELS // (x.shape[0] * x.shape[-1]))
-        reach = self.mixed.window_size // 2 + self.mixed.patch_size // 2
+        reach = self._reach
         strips = []
         for start in range(0, height, rows):
             stop = min(start + rows, height)
@@ -168,8 +168,24 @@ class WindowAttention(nn.Module):
             strips.append(strip[..., start - first : stop - first, :])
         return torch.cat(strips, dim=-2) if len(strips) > 1 else strips[0]
 
+    @property
+    def _reach(self) -> int:
+        return self.mixed.window_size // 2 + self.mixed.patch_size // 2
+
     def _attend(self, x: Tensor, y: Tensor) -> Tensor:
-        geometric, spectral, mixed = self.combine.weight[0].unbind()
-        total = geometric * self.geometric(x, y) + self.combine.bias
-        total = total + spectral * self.spectral(x, x)
-        return total + mixed * self.mixed(x, torch.cat([x, y], dim=1))
+        heads = self.geometric(x, y), self.spectral(x, x), self.mixed(x, torch.cat([x, y], dim=1))
+        return self._combine(*heads)
+
+    def _compiled(self, x: Tensor, y: Tensor) -> Tensor:
+        margin = self._reach
+        z = F.pad(torch.cat([x, y], dim=1), (margin,) * 4)
+        x, y = z[:, : x.shape[1]], z[:, x.shape[1] :]
+        return self._combine(
+            self.geometric.compiled(x, y, margin),
+            self.spectral.compiled(x, x, margin),
+            self.mixed.compiled(x, z, margin),
+        )
+
+    def _combine(self, geometric: Tensor, spectral: Tensor, mixed: Tensor) -> Tensor:
+        a, b, c = self.combine.weight[0].unbind()
+        return a * geometric + self.combine.bias + b * spectral + c * mixed

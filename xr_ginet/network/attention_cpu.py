@@ -33,17 +33,19 @@ def compiled(function: Callable[..., None]) -> Any:
 
 
 def attend(
-    queries: NDArray, keys: NDArray, values: NDArray, *, window_size: int, patch_size: int, threads: int
+    queries: NDArray, keys: NDArray, values: NDArray, *, margin: int, window_size: int, patch_size: int, threads: int
 ) -> NDArray:
     """Return the sum over each pixel's window of ``values``, weighted by the softmax of patch-wise inner products.
 
     Parameters
     ----------
-    queries, keys : (N, C, H, W), float32
-        Both count as zero outside the image. The logit of a window position is the inner product of the queries' patch
-        around the pixel and the keys' patch around the position, 0 where the position lies outside the image.
-    values : (N, Cv, H, W), float32
-        Zero outside the image, with the weight that the logit 0 gives.
+    queries, keys : (N, C, margin + H + margin, margin + W + margin), float32
+        The image within zeros. The logit of a window position is the inner product of the queries' patch around the
+        pixel and the keys' patch around the position, 0 where the position lies outside the image.
+    values : (N, Cv, margin + H + margin, margin + W + margin), float32
+        Likewise: zero outside the image, with the weight that the logit 0 gives.
+    margin : int
+        At least ``window_size // 2 + patch_size // 2``.
     window_size, patch_size : int
         Odd widths in pixels.
     threads : int
@@ -53,10 +55,6 @@ def attend(
     -------
     (N, Cv, H, W), float32
     """
-    margin = window_size // 2 + patch_size // 2
-    queries, keys, values = (
-        np.pad(image, ((0, 0), (0, 0), (margin, margin), (margin, margin))) for image in (queries, keys, values)
-    )
     n, channels, height, width = values.shape
     height, width = height - 2 * margin, width - 2 * margin
     out = np.empty((n, channels, height, width), f32)
@@ -64,7 +62,7 @@ def attend(
     def work(part: tuple[int, int, int]) -> None:
         i, top, left = part
         bottom, right = min(top + ROWS, height), min(left + COLUMNS, width)
-        _attend(queries[i], keys[i], values[i], out[i], window_size, patch_size, top, bottom, left, right)
+        _attend(queries[i], keys[i], values[i], out[i], margin, window_size, patch_size, top, bottom, left, right)
 
     parts = product(range(n), range(0, height, ROWS), range(0, width, COLUMNS))
     with ThreadPoolExecutor(threads) as pool:
@@ -78,6 +76,7 @@ def _attend(
     keys: NDArray,
     values: NDArray,
     out: NDArray,  # (Cv, H, W)
+    margin: int,
     window_size: int,
     patch_size: int,
     top: int,
@@ -88,7 +87,7 @@ def _attend(
     """Write the rows ``top:bottom`` and columns ``left:right`` of one image's output."""
     n_values, height, width = out.shape
     radius, reach = window_size // 2, patch_size // 2
-    margin, size = radius + reach, right - left
+    size = right - left
     n_positions = window_size * window_size
     products = np.empty(size + 2 * reach, f32)
     sums = np.empty((n_positions, patch_size, size), f32)  # of the last rows' products, over a patch's width
