@@ -177,6 +177,27 @@ def test_a_job_makes_overviews_of_what_is_complete(folder: Path) -> None:
     assert [entry["asset"] for entry in layout] == ["10m", "20m"]
 
 
+@pytest.mark.slow  # workers are jobs of a shell here, as they would be Slurm's
+def test_a_job_runs_on_the_workers_that_dask_jobqueue_starts(folder: Path) -> None:
+    pytest.importorskip("dask_jobqueue", reason="needs pip install dask-jobqueue")
+    path = folder / "job.toml"
+    one, _, _ = path.read_text().rpartition("[[area]]")
+    cluster = 'class = "dask_jobqueue.local.LocalCluster"\nworkers = 1\n'
+    options = (
+        'options = { cores = 1, processes = 1, memory = "2GiB", scheduler_options = { dashboard_address = ":0" } }'
+    )
+    path.write_text(f"{one}[cluster]\n{cluster}{options}\n")
+    threads: list[int] = []
+
+    def look(area: str, outcome: Outcome) -> None:
+        threads.extend(info["nthreads"] for info in get_client().scheduler_info()["workers"].values())
+
+    report = run(Job.from_toml(path), tell=look)
+    assert report.state == "complete"
+    assert threads == [1, 1, 1]
+    assert xr_ginet.status(folder / "cubes" / "west.zarr", verify=True).values.tolist() == [True] * 3
+
+
 def networks_built() -> int:
     from xr_ginet.mapping.predictor import _network
 
