@@ -99,7 +99,8 @@ def main(arguments: list[str] | None = None) -> None:
                 )
     page = (
         "# A whole tile, from COGs to Zarr\n\n"
-        f'`python benchmarks/tile.py`: chunks of {options.chunk}, `depth="auto"`, stored as uint16. '
+        f"`python benchmarks/tile.py --sides {' '.join(map(str, options.sides))}`: "
+        f'chunks of {options.chunk}, `depth="auto"`, stored as uint16. '
         f"{machine(torch.get_num_threads())}.\n\n"
         f"{table(['weights', 'pixels', 's', 's per megapixel', 'peak memory, GiB'], rows)}\n"
     )
