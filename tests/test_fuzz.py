@@ -1,6 +1,6 @@
 """Bad and hostile input: items, job files and checkpoints with anything in them end in a result or in a named error.
 
-`fuzz.py` runs the same with inputs that are led by coverage.
+`benchmarks/fuzz.py` runs the same with inputs that are led by coverage.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The targets of test_fuzz.py for as long as one likes, led by which lines of the package an input reaches.
+"""The targets of tests/test_fuzz.py for as long as one likes, led by which lines of the package an input reaches.
 
     pip install atheris
-    python tests/fuzz.py item -runs=100000        # or job, run, checkpoint
+    python benchmarks/fuzz.py item -runs=100000        # or job, run, checkpoint
 
 An input that ends in anything but a result or a named error stops it, and is kept in a file ``crash-…``.
 """
@@ -17,6 +17,7 @@ import atheris
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 with atheris.instrument_imports(include=["xr_ginet"]):
     import test_fuzz
 
