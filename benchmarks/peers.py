@@ -7,7 +7,7 @@
 
 Writes ``benchmarks/peers.md``. s2super (MIT licence) runs in an environment of its own: its saved network is called as
 it is, on the tiles of 64 pixels that it takes, of which the inner 48 are kept, with 20 m bands upsampled bilinearly,
-which is its input. Its own function blends shifted tiles, for which it needs GDAL's bindings and several times as long.
+which is its input. Its own function blends shifted tiles too, for which it needs GDAL's bindings.
 Without ``--peer`` only our weights are measured. SEN2SR installs too, but not its weights; DSen2 and Evoland cannot be
 installed from the package index.
 """
@@ -131,7 +131,7 @@ def main(arguments: list[str] | None = None) -> None:
         "# Against a peer that can be installed\n\n"
         "RMSE in digital numbers at reduced scale, and CPU seconds per megapixel at 10 m (six bands), all on one "
         f"thread of one machine: `python benchmarks/peers.py --peer …`. {machine(1)}. How the peer was run is told "
-        "by the script; its own function blends shifted tiles, for several times as long.\n\n"
+        "by the script; its own function blends shifted tiles too.\n\n"
         f"{table(['degradation', 'method', 's per megapixel', *names], rows)}\n"
     )
     options.out.write_text(page)

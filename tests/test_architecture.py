@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "store": STANDARD | {"dask", "encoding", "growing", "transactions"},
     "growing": STANDARD | {"dask", "sentinel2", "transactions"},
     "overviews": STANDARD | {"encoding", "growing", "sentinel2", "store"},
-    "transactions": set(),
+    "transactions": STANDARD | {"dask"},
     "cog": STANDARD | {"dask", "sentinel2", "encoding", "store"},
     "training": STANDARD | {"scipy", "dask", "torch", "network", "sentinel2", "tables", "training"},
     "simulation": STANDARD | {"scipy", "sentinel2", "training", "simulation"},

@@ -52,7 +52,7 @@ def gpu_kit(name: str) -> ModuleType:
 def test_attention_benchmark_writes_its_table(tmp_path: Path) -> None:
     attention.main(["--size", "48", "--runs", "1", "--out", str(tmp_path / "results.md")])
     lines = (tmp_path / "results.md").read_text().splitlines()
-    assert [line.split("|")[1].strip() for line in lines[-2:]] == ["attention", "compact network"]
+    assert [line.split("|")[1].strip() for line in lines[-3:]] == ["attention", "attention in torch", "compact network"]
 
 
 @needs_shared

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -179,7 +180,6 @@ def test_a_job_makes_overviews_of_what_is_complete(folder: Path) -> None:
 
 @pytest.mark.slow  # workers are jobs of a shell here, as they would be Slurm's
 def test_a_job_runs_on_the_workers_that_dask_jobqueue_starts(folder: Path) -> None:
-    pytest.importorskip("dask_jobqueue", reason="needs pip install dask-jobqueue")
     path = folder / "job.toml"
     one, _, _ = path.read_text().rpartition("[[area]]")
     cluster = 'class = "dask_jobqueue.local.LocalCluster"\nworkers = 1\n'
@@ -274,6 +274,7 @@ def test_the_clusters_of_the_example_are_known(on: str, tmp_path: Path) -> None:
         ('catalog = "', 'catalog = 3 # "', "catalog=3 must be text"),
         ('datetime = "2024-06"', "cluster = 3", r"cluster=3 must be a table, \[cluster\]"),
         ('name = "west"', "name = []", "makes no sense: TypeError"),
+        ('datetime = "2024-06"', "overviews = true", r"several areas would share a folder .*{area}.zarr/10m"),
         ('datetime = "2024-06"', 'overviews = "all"', "overviews='all' must be true, false or how many"),
     ],
 )
@@ -285,12 +286,15 @@ def test_a_job_file_that_is_wrong_says_where(folder: Path, old: str, new: str, m
         Job.from_toml(folder / "job.toml")
 
 
-def test_a_job_without_areas_or_with_a_cluster_that_is_not_installed_is_refused(folder: Path) -> None:
+def test_a_job_without_areas_or_with_a_cluster_that_is_not_installed_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (folder / "none.toml").write_text('catalog = "a"\nstore = "b"\n')
     with pytest.raises(ValueError, match=r"names no area: add \[\[area\]\] with name= and bbox="):
         Job.from_toml(folder / "none.toml")
     text = (folder / "job.toml").read_text()
     (folder / "job.toml").write_text(text + '[cluster]\nclass = "dask_jobqueue.SLURMCluster"\n')
+    monkeypatch.setitem(sys.modules, "dask_jobqueue", None)
     with pytest.raises(ImportError, match=r"\[cluster\] class='dask_jobqueue.SLURMCluster': .*Install what it is part"):
         run(Job.from_toml(folder / "job.toml"))
     result = CliRunner().invoke(app, ["submit", str(folder / "gone.toml")])

@@ -15,6 +15,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -178,13 +179,16 @@ def attention_pair(x: int, y: int, *, window: int, patch: int) -> tuple[WindowAt
     return ours, literal
 
 
+ANY_SHAPE = {
+    "shape": st.tuples(st.integers(1, 2), st.integers(1, 13), st.integers(1, 13)),
+    "channels": st.tuples(st.integers(1, 4), st.integers(1, 3)),
+    "window": st.sampled_from([1, 3, 5, 7]),
+    "patch": st.sampled_from([1, 3, 5]),
+}
+
+
 @settings(max_examples=30, deadline=None, derandomize=True)
-@given(
-    shape=st.tuples(st.integers(1, 2), st.integers(1, 9), st.integers(1, 9)),
-    channels=st.tuples(st.integers(1, 4), st.integers(1, 3)),
-    window=st.sampled_from([1, 3, 5, 7]),
-    patch=st.sampled_from([1, 3, 5]),
-)
+@given(**ANY_SHAPE)
 def test_attention_equals_unfolded_patches_for_any_shape(
     shape: tuple[int, int, int], channels: tuple[int, int], window: int, patch: int
 ) -> None:
@@ -221,13 +225,7 @@ def test_attention_passes_gradcheck_in_inputs_and_weights() -> None:
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(
-    shape=st.tuples(st.integers(1, 2), st.integers(1, 13), st.integers(1, 13)),
-    channels=st.tuples(st.integers(1, 4), st.integers(1, 3)),
-    window=st.sampled_from([1, 3, 5, 7]),
-    patch=st.sampled_from([1, 3, 5]),
-    threads=st.integers(1, 3),
-)
+@given(**ANY_SHAPE, threads=st.integers(1, 3))
 def test_compiled_attention_equals_unfolded_patches_for_any_shape(
     shape: tuple[int, int, int], channels: tuple[int, int], window: int, patch: int, threads: int
 ) -> None:
@@ -287,6 +285,19 @@ def test_the_exponential_is_right_to_two_units_in_the_last_place() -> None:
     exact = np.exp(x.astype("float64"))
     assert np.max(np.abs(ours - exact) / np.spacing(exact.astype("float32"))) <= 2
     assert ours[-1] == 1
+
+
+def test_where_compiled_code_cannot_be_kept_it_is_compiled_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("numba.core.caching.CacheImpl._locator_classes", [])
+    with pytest.raises(RuntimeError, match="no locator available"):
+        numba.njit(lambda: None, cache=True)
+
+    def double(x: np.ndarray) -> None:
+        x *= 2
+
+    x = np.arange(3.0)
+    attention_cpu.compiled(double)(x)
+    assert x.tolist() == [0, 2, 4]
 
 
 @pytest.mark.parametrize("name", ["gradient", "float64"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -133,6 +134,25 @@ def test_cubes_written_at_once_have_overviews_too_as_they_are_stored(n_times: in
     np.testing.assert_allclose(coarse["B02"].values, expected, atol=0.51e-4)
 
 
+@pytest.mark.parametrize(("options", "offset"), [({"dtype": "uint16"}, -0.1), ({"like": "input"}, 0.0)])
+def test_overviews_are_encoded_as_their_cube_whatever_it_was_made_from(
+    options: dict[str, Any], offset: float, tmp_path: Path
+) -> None:
+    source = {"source_dtype": "uint16", "source_scale_factor": 1e-4, "source_add_offset": 0.0, "source_nodata": 0}
+    cube_of(n_times=None).assign_attrs(source).ginet.to_zarr(tmp_path / "c.zarr" / "10m", **options)
+    xr_ginet.build_overviews(tmp_path / "c.zarr" / "10m", levels=1)
+    encodings = [level(tmp_path / "c.zarr", name)["B02"].encoding for name in ("10m", "20m")]
+    assert [encoding["add_offset"] for encoding in encodings] == [offset] * 2
+    assert [encoding["dtype"] for encoding in encodings] == ["uint16"] * 2
+
+
+def test_overviews_in_degrees_are_named_so(tmp_path: Path) -> None:
+    cube = cube_of(n_times=None).rio.write_crs("EPSG:4326")
+    cube = cube.assign_coords(y=cube["y"] * 1e-5, x=cube["x"] * 1e-5)
+    cube.ginet.to_zarr(tmp_path / "c.zarr" / "full")
+    assert xr_ginet.build_overviews(tmp_path / "c.zarr" / "full", levels=1) == ["0.0002deg"]
+
+
 def test_the_default_number_of_levels_ends_at_512_pixels(tmp_path: Path) -> None:
     cube = single_grid(("B02",), (40, 1100), 10).chunk()
     cube.ginet.to_zarr(tmp_path / "c.zarr" / "10m")
@@ -157,6 +177,13 @@ def test_what_no_pyramid_can_be_made_of_is_refused(tmp_path: Path) -> None:
         xr_ginet.build_overviews(tmp_path / "20m", levels=1)
     with pytest.raises(ValueError, match=r"no member of a group: overviews lie beside it\. Write it to cube.zarr/10m"):
         xr_ginet.build_overviews("cube.zarr")
+    cube.ginet.to_zarr(tmp_path / "d" / "10m")
+    xr_ginet.build_overviews(tmp_path / "d" / "10m", levels=0)
+    cube.ginet.to_zarr(tmp_path / "d" / "other")
+    with pytest.raises(ValueError, match=r"holds the overviews of 10m already\. Write other to a group of its own"):
+        xr_ginet.build_overviews(tmp_path / "d" / "other")
+    with pytest.raises(ValueError, match="levels=-1: must be 0 or more"):
+        xr_ginet.build_overviews(tmp_path / "d" / "10m", levels=-1)
     cube.drop_vars("spatial_ref").ginet.to_zarr(tmp_path / "a" / "10m")
     with pytest.raises(ValueError, match="no CRS"):
         xr_ginet.build_overviews(tmp_path / "a" / "10m")

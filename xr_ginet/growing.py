@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from .sentinel2.addresses import without_secrets
 from .sentinel2.grids import FINE_DIMS
-from .transactions import Branch, Place, is_open, readable
+from .transactions import Place, is_open, readable
 
 CHECKSUM = "ginet_checksum"
 """Variable with the checksum of each date, 0 where it is not complete."""
@@ -305,21 +305,7 @@ def _write(place: Place, cube: xr.Dataset, index: int, there: int, progress: Cal
     region = {dim: slice(there, there + 1) if dim == "time" else slice(0, cube.sizes[dim])}
     part = cube.isel(time=slice(index, index + 1)) if dim == "time" else cube
     part = part.drop_vars([n for n, v in part.variables.items() if dim not in v.dims or n in part.indexes])
-    if isinstance(place, Branch):
-        place.write(part, region)
-    else:
-        write_pixels(part, place.store, progress, region=region)
-
-
-def write_pixels(cube: xr.Dataset, target: Any, progress: Callable[[Any], None] | None, **options: Any) -> None:
-    """Write a cube now, with the options of xarray's `to_zarr`; with resources (see `map_windows`) without progress."""
-    graphs = [dict(v.data.dask.layers) for v in cube.variables.values() if v.chunks is not None]
-    if any("resources" in (layer.annotations or {}) for layers in graphs for layer in layers.values()):
-        with dask.config.set({"optimization.fuse.active": False}):
-            cube.to_zarr(target, **options)
-        return
-    write = cube.to_zarr(target, compute=False, **options)
-    progress(write) if progress else dask.compute(write)
+    place.write(part, region, progress)
 
 
 def _record(target: Any, time: int | None) -> None:

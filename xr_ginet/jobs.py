@@ -138,6 +138,11 @@ class Job:
         placed = [self.store_of(area) for area in self.area]
         if len(set(placed)) < len(placed):
             raise ValueError(f"{where}: store={self.store!r} is one for several areas. Type a name with {{area}} in it")
+        if self.overviews and len({store.rpartition("/")[0] for store in placed}) < len(placed):
+            raise ValueError(
+                f"{where}: overviews lie beside their cube, and several areas would share a folder with "
+                f"store={self.store!r}. Type a group for each, as {self.store.rstrip('/')}/10m"
+            )
         if unknown := self.cluster.keys() - {"class", "address", "workers", "options"}:
             raise ValueError(f"{where} [cluster] has {', '.join(sorted(unknown))}; see xr_ginet.jobs for the keys")
         kind = self.cluster.get("class")

@@ -11,6 +11,8 @@ https://github.com/zarr-conventions/multiscales, spatial and proj.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +45,13 @@ def build_overviews(target: str | Path, *, levels: int | None = None) -> list[st
     Returns
     -------
     list of str
-        The names of the overviews, finest first: sizes of their pixels, as ``20m``, in the units of the CRS.
+        The names of the overviews, finest first: the sizes of their pixels, as ``20m`` (``0.0002deg``).
 
     Raises
     ------
     ValueError
-        If the target has no name within a group or is named as one of its overviews would be, is of another version of
-        Zarr, holds dates that are not complete, or has no CRS.
+        If the target has no name within a group, or one that an overview would have; if the group holds another cube's
+        overviews; if the cube is of another version of Zarr, holds dates that are not complete, or has no CRS.
     FileNotFoundError
         If there is no cube.
 
@@ -67,6 +69,8 @@ def build_overviews(target: str | Path, *, levels: int | None = None) -> list[st
         raise ValueError(
             f"{target} is no member of a group: overviews lie beside it. Write it to {str(target).rstrip('/')}/10m"
         )
+    if levels is not None and levels < 0:
+        raise ValueError(f"levels={levels}: must be 0 or more")
     source, names = f"{parent}/{name}", [name]
     with _open(source) as cube:
         crs, grid = read_crs(cube), Grid.from_coords(cube)
@@ -82,23 +86,24 @@ def build_overviews(target: str | Path, *, levels: int | None = None) -> list[st
             raise ValueError(
                 f"{source} is not complete ({lacking} not): go on with its job first, by the same to_zarr(resume=True)"
             )
-    grids = [grid]
+    grids, unit = [grid], "m" if crs.is_projected else "deg"
     for _ in range(levels):
-        coarse = _coarser(grids[-1])
-        names.append(f"{abs(coarse.dx):g}m")
-        if names[-1] in names[:-1]:
-            raise ValueError(f"{source} is named as one of its overviews would be: {names[-1]}. Name it for its pixels")
-        _build(f"{parent}/{names[-2]}", f"{parent}/{names[-1]}")
-        grids.append(coarse)
-    _describe(parent, names, grids, crs)
+        grids.append(_coarser(grids[-1]))
+        names.append(f"{abs(grids[-1].dx):g}{unit}")
+    if name in names[1:]:
+        raise ValueError(f"{source} is named as one of its overviews would be: {name}. Name it for its pixels")
+    group = zarr.open_group(parent, mode="a", zarr_format=3)
+    known: Any = group.attrs.get("multiscales")
+    if known and (other := known["layout"][0]["asset"]) != name:
+        raise ValueError(f"{parent} holds the overviews of {other} already. Write {name} to a group of its own")
+    for finer, coarser in pairwise(names):
+        _build(f"{parent}/{finer}", f"{parent}/{coarser}")
+    _describe(group, names, grids, crs)
     return names[1:]
 
 
 def _open(store: str) -> xr.Dataset:
-    cube = xr.open_zarr(store, chunks={}, decode_coords="all")
-    if "spatial_ref" in cube.coords:
-        cube["spatial_ref"].load()
-    return cube
+    return xr.open_zarr(store, chunks={}, decode_coords="all")
 
 
 def _coarser(grid: Grid) -> Grid:
@@ -112,10 +117,7 @@ def _build(finer: str, coarser: str) -> None:
     with _open(finer) as cube:
         first = next(v for v in cube.data_vars.values() if set(FINE_DIMS) <= set(v.dims))
         stored = first.encoding
-        if cube.attrs.get("source_dtype") == str(stored["dtype"]) and "source_scale_factor" in cube.attrs:
-            options: dict[str, Any] = {"like": "input"}
-        else:
-            options = {"dtype": "uint16" if np.dtype(stored["dtype"]) == DIGITAL_NUMBER["dtype"] else "float32"}
+        options = _options_of(stored)
         outer = stored.get("shards") or stored["chunks"]
         if stored.get("shards"):
             options["inner_chunks"] = stored["chunks"][-1]
@@ -133,6 +135,14 @@ def _build(finer: str, coarser: str) -> None:
         stale = ~_made_from(coarser, level)
         if stale.any():
             to_zarr(level.isel(time=stale), coarser, mode="a", **options)
+
+
+def _options_of(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of `to_zarr` by which a variable was encoded as it is."""
+    if np.dtype(stored["dtype"]).kind == "f":
+        return {"dtype": "float32"}
+    ours = all(stored[key] == DIGITAL_NUMBER[key] for key in ("dtype", "scale_factor", "add_offset"))
+    return {"dtype": "uint16"} if ours else {"like": "input"}
 
 
 def _made_from(store: str, level: xr.Dataset) -> np.ndarray:
@@ -165,13 +175,13 @@ def halved(cube: xr.Dataset) -> xr.Dataset:
     return halves
 
 
-def _describe(parent: str, names: list[str], grids: list[Grid], crs: Any) -> None:
-    """Give the group the attributes of the conventions, and the metadata of all of its members in one file."""
+def _describe(group: Any, names: list[str], grids: list[Grid], crs: Any) -> None:
+    """Give a group the attributes of the conventions, and the metadata of all of its members in one file."""
     import zarr
     from zarr_cm import create_many
 
     layout = [
-        {"asset": name, "spatial:transform": _affine(grid), "spatial:shape": list(grid.shape)}
+        {"asset": name, "spatial:transform": list(grid.transform), "spatial:shape": list(grid.shape)}
         | ({"derived_from": names[i - 1], "transform": {"scale": [2.0, 2.0]}} if i else {})
         for i, (name, grid) in enumerate(zip(names, grids, strict=True))
     ]
@@ -182,19 +192,14 @@ def _describe(parent: str, names: list[str], grids: list[Grid], crs: Any) -> Non
             "proj": {"proj:code": ":".join(code)} if code else {"proj:wkt2": crs.to_wkt()},
             "spatial": {
                 "spatial:dimensions": list(FINE_DIMS),
-                "spatial:transform": _affine(grids[0]),
+                "spatial:transform": list(grids[0].transform),
                 "spatial:shape": list(grids[0].shape),
                 "spatial:bbox": list(grids[0].bounds),
             },
         }
     )
-    group = zarr.open_group(parent, mode="a", zarr_format=3)
     group.attrs.update(attrs)
     with warnings.catch_warnings():
         # As in `store`; and members that are none: the locks of jobs.
         warnings.filterwarnings("ignore", message="Consolidated metadata|Object at")
         zarr.consolidate_metadata(group.store)
-
-
-def _affine(grid: Grid) -> list[float]:
-    return [float(value) for value in grid.transform]

@@ -6,9 +6,13 @@ Each date is committed to a branch of the job's own, so that a job that was kill
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
+
+import dask
+import dask.array as da
+import xarray as xr
 
 MAIN, OURS = "main", "ginet-job"
 NUMBERS = ("dtype", "scale_factor", "add_offset", "_FillValue")
@@ -20,6 +24,10 @@ class Place(Protocol):
     @property
     def store(self) -> Any:
         """Return what Zarr opens; after a commit another object."""
+        ...
+
+    def write(self, cube: xr.Dataset, region: dict[str, slice], progress: Callable[[Any], None] | None) -> None:
+        """Write pixels, now, into room that is there."""
         ...
 
     def commit(self, message: str) -> None:
@@ -36,6 +44,10 @@ class Plain:
 
     def __init__(self, store: Any) -> None:
         self.store = store
+
+    def write(self, cube: xr.Dataset, region: dict[str, slice], progress: Callable[[Any], None] | None) -> None:
+        """Write pixels, under ``progress`` where it can be shown."""
+        write_pixels(cube, self.store, progress, region=region)
 
     def commit(self, message: str) -> None:
         """Do nothing."""
@@ -69,10 +81,8 @@ class Branch:
             self.session.commit(message)
             self.session = self.repository.writable_session(OURS)
 
-    def write(self, cube: Any, region: dict[str, slice]) -> None:
-        """Write pixels, from whatever processes compute them."""
-        import dask.array as da
-        import xarray as xr
+    def write(self, cube: xr.Dataset, region: dict[str, slice], progress: Callable[[Any], None] | None) -> None:
+        """Write pixels, from whatever processes compute them; progress is not shown."""
         import zarr
         from icechunk.dask import store_dask
 
@@ -84,9 +94,9 @@ class Branch:
                 known = stored[name].encoding
                 plain = xr.Variable(variable.dims, variable.data, variable.attrs)
                 plain.encoding = {key: known[key] for key in NUMBERS if key in known}
-                sources.append(da.asarray(xr.conventions.encode_cf_variable(plain, name=name).data))
-                targets.append(zarr.open_array(fork.store, path=name, mode="r+"))
-                regions.append(tuple(region.get(dim, slice(None)) for dim in variable.dims))
+                sources.append(da.asarray(xr.conventions.encode_cf_variable(plain, name=str(name)).data))
+                targets.append(zarr.open_array(fork.store, path=str(name), mode="r+"))
+                regions.append(tuple(region.get(str(dim), slice(None)) for dim in variable.dims))
         self.session.merge(store_dask(sources=sources, targets=targets, regions=regions))
 
     def undo(self) -> None:
@@ -101,14 +111,20 @@ class Branch:
         self.repository.delete_branch(OURS)
 
 
+def write_pixels(cube: xr.Dataset, target: Any, progress: Callable[[Any], None] | None, **options: Any) -> None:
+    """Write a cube now, with the options of xarray's `to_zarr`; with resources (see `map_windows`) without progress."""
+    graphs = [v.data.dask.layers for v in cube.variables.values() if v.chunks is not None]
+    if any("resources" in (layer.annotations or {}) for layers in graphs for layer in layers.values()):
+        with dask.config.set({"optimization.fuse.active": False}):
+            cube.to_zarr(target, **options)
+        return
+    write = cube.to_zarr(target, compute=False, **options)
+    progress(write) if progress else dask.compute(write)
+
+
 def is_repository(target: Any) -> bool:
     """Return whether a target is an Icechunk repository."""
     return type(target).__module__.partition(".")[0] == "icechunk" and hasattr(target, "writable_session")
-
-
-def is_in_memory(target: Any) -> bool:
-    """Return whether a repository lies in the memory of this process."""
-    return "InMemory" in repr(target.storage)
 
 
 def is_open(store: Any) -> bool:

@@ -191,7 +191,8 @@ def block_memory(config: GINetConfig, height: int, width: int, precision: Precis
 
     Per pixel: six feature maps of a residual block with the convolution's own copies, six for what the allocator keeps
     of earlier blocks (it varies from run to run), and planes per band for input, estimate, guide and mask. Per pixel of
-    a strip of attention: the window's logits, twice while they are stacked, and allocator slack.
+    a strip of attention in torch: the window's logits, twice while they are stacked, and allocator slack; the compiled
+    form takes less.
     """
     from ..network.attention import STRIP_PIXELS
 
