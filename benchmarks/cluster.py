@@ -77,9 +77,10 @@ def scheduler_memory(blocks: int, chunk: int) -> tuple[int, int]:
     with LocalCluster(n_workers=0, processes=False, dashboard_address=":0") as cluster, Client(cluster) as client:
         before = psutil.Process().memory_info().rss
         waiting = client.compute(cube["B05"].data.sum())
-        while not (tasks := len(cluster.scheduler.tasks)) or tasks < blocks:
-            time.sleep(0.2)
-        time.sleep(1)
+        tasks = -1
+        while tasks < blocks or tasks != len(cluster.scheduler.tasks):  # they arrive bit by bit
+            tasks = len(cluster.scheduler.tasks)
+            time.sleep(2)
         found = len(cluster.scheduler.tasks), psutil.Process().memory_info().rss - before
         waiting.cancel()
     return found
