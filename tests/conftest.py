@@ -18,7 +18,7 @@ import torch
 import xarray as xr
 
 import xr_ginet
-from xr_ginet.network import Checkpoint, GINet, GINetConfig, save_checkpoint
+from xr_ginet.network import Checkpoint, GINet, GINetConfig, available_weights, load_checkpoint, save_checkpoint
 from xr_ginet.sentinel2.bands import BANDS_10M, BANDS_20M, BANDS_60M
 from xr_ginet.sentinel2.grids import DIMS
 from xr_ginet.simulation import Scene, write_cogs
@@ -27,6 +27,8 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason=f"real data is not at {SHARED}")
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # the kernels for GPUs, interpreted
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the notebooks' kernels
 
 
@@ -39,6 +41,14 @@ def no_compute() -> Iterator[None]:
 
     with dask.config.set(scheduler=scheduler):
         yield
+
+
+def packaged_weights() -> list[Any]:
+    """Return the names of the packaged weights, those for GPUs marked as slow."""
+    return [
+        pytest.param(name, marks=[pytest.mark.slow] * (load_checkpoint(name).config.n_features > 100))
+        for name in available_weights()
+    ]
 
 
 def random_checkpoint(path: Path, **config: object) -> Checkpoint:

@@ -22,7 +22,7 @@ PACKAGE = Path(xr_ginet.__file__).parent
 STANDARD = {"numpy", "xarray"}
 MAY_IMPORT = {
     "sentinel2": STANDARD | {"stackstac", "tenacity", "sentinel2"},
-    "network": {"numba", "numpy", "torch", "safetensors", "network"},
+    "network": {"numba", "numpy", "torch", "triton", "safetensors", "network"},
     "mapping": STANDARD | {"scipy", "dask", "sentinel2", "mapping", "training", "__init__"},
     "evaluation": STANDARD | {"dask", "mapping", "sentinel2", "training"},
     "encoding": STANDARD | {"sentinel2"},
@@ -49,6 +49,7 @@ NEVER_LOADED = {
     "distributed",
     "matplotlib",
     "numba",
+    "triton",
 }
 
 

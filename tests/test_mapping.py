@@ -6,22 +6,24 @@ import dataclasses
 import itertools
 import pickle
 
+import dask
 import dask.array as da
 import numpy as np
 import pytest
 import torch
 import xarray as xr
-from conftest import SHARED, needs_shared, no_compute, random_checkpoint, real_scene, two_grids
+from conftest import SHARED, needs_shared, no_compute, packaged_weights, random_checkpoint, real_scene, two_grids
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
 import xr_ginet
+from xr_ginet.mapping import predictor
 from xr_ginet.mapping.missing import FAR_FILL, fill_missing
 from xr_ginet.mapping.overlap import Window, map_windows, windows
 from xr_ginet.mapping.pipeline import resolve_depth
 from xr_ginet.mapping.predictor import Predictor, _network
-from xr_ginet.network import Checkpoint, GINetConfig, available_weights, load_checkpoint
+from xr_ginet.network import Checkpoint, GINet, GINetConfig, load_checkpoint
 from xr_ginet.sentinel2.bands import BANDS_10M, BANDS_20M
 
 # -- overlap ---------------------------------------------------------------------------------------------------------
@@ -265,7 +267,7 @@ def test_input_is_left_as_it_was(checkpoint: Checkpoint) -> None:
 
 
 @needs_shared
-@pytest.mark.parametrize("name", available_weights())
+@pytest.mark.parametrize("name", packaged_weights())
 def test_auto_depth_shows_no_seam_above_a_tenth_of_a_digital_number(name: str) -> None:
     with np.load(SHARED / "scenes" / "ucnn_usa.npz") as file:
         images = [file[key][:, :n, :n].astype("float32") * np.float32(1e-4) for key, n in (("b10", 208), ("b20", 104))]
@@ -338,6 +340,15 @@ def test_device_auto_picks_cuda_where_there_is_one(checkpoint: Checkpoint, monke
     assert Predictor.of(checkpoint).device == "cuda"
 
 
+def test_default_weights_and_precision_are_those_for_the_device() -> None:
+    cube = two_grids((8, 8))
+    here = cube.ginet.superresolve(device="cpu").attrs
+    there = cube.ginet.superresolve(device="cuda", resources={"GPU": 1}).attrs
+    assert (here["ginet_weights"], here["ginet_precision"]) == ("ginet-s", "float32")
+    assert (there["ginet_weights"], there["ginet_precision"]) == ("ginet", "mixed")
+    assert cube.ginet.superresolve(device="cuda", resources={"GPU": 1})["B11"].dtype == np.float32
+
+
 def test_tasks_carry_no_weights_and_the_network_is_built_once(checkpoint: Checkpoint) -> None:
     predictor = Predictor.of(checkpoint)
     assert len(pickle.dumps(predictor)) < 500
@@ -392,8 +403,10 @@ def test_errors_when_the_graph_is_built(checkpoint: Checkpoint, tmp_path) -> Non
         run(depth=7)
     with pytest.raises(ValueError, match="depth='all'"):
         run(depth="all")
-    with pytest.raises(ValueError, match="precision='float16': must be one of float32, float64"):
+    with pytest.raises(ValueError, match="precision='float16': must be one of auto, float32, float64, mixed"):
         run(precision="float16")
+    with pytest.raises(ValueError, match="precision='mixed' with device='cpu': 16 bits pay on CUDA devices"):
+        run(precision="mixed", device="cpu")
     with pytest.raises(ValueError, match="consistency='mean': must be 'none' or 'exact'"):
         run(consistency="mean")
     with pytest.raises(FileNotFoundError, match="no weights 'best'"):
@@ -417,11 +430,87 @@ def test_config_of_other_bands_asks_for_them(tmp_path) -> None:
         two_grids((8, 8)).ginet.superresolve(weights=sixty.path)
 
 
+# -- memory that is too small ----------------------------------------------------------------------------------------
+
+
+def forget_what_was_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predictor, "_too_large", {})
+
+
+@pytest.mark.parametrize("shape", [(600, 90), (90, 600), (420, 420)])
+def test_a_block_that_does_not_fit_a_device_is_worked_on_in_parts(
+    shape: tuple[int, int], checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget_what_was_too_large(monkeypatch)
+    run = Predictor.of(checkpoint, precision="float64", device="cpu", consistency="exact")
+    rng = np.random.default_rng(0)
+    fine, coarse = rng.random((2, 4, *shape)), rng.random((2, 6, shape[0] // 2, shape[1] // 2))
+    whole = run(fine, coarse)
+    forward, sizes = GINet.forward, []
+
+    def small(self: GINet, ms: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        sizes.append(ms.shape[-2] * ms.shape[-1])
+        if sizes[-1] > 40_000:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, ms, *others)
+
+    monkeypatch.setattr(GINet, "forward", small)
+    assert_allclose(run(fine, coarse), whole, rtol=0, atol=1e-12)
+    tried = [size for size in sizes if size > 40_000]
+    assert tried == sorted(set(tried), reverse=True)  # what did not fit once is not tried again
+    assert len(sizes) > len(tried) >= 1
+
+
+def test_a_device_without_memory_says_so(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    forget_what_was_too_large(monkeypatch)
+
+    def full(*args: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    monkeypatch.setattr(GINet, "forward", full)
+    run = Predictor.of(checkpoint, device="cpu")
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"a block of \d+ × \d+ pixels does not fit the memory of 'cpu'"):
+            run(np.zeros((4, 400, 20)), np.zeros((6, 200, 10)))
+
+
+# -- on a GPU --------------------------------------------------------------------------------------------------------
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+
+
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_cuda_equals_the_cpu(checkpoint: Checkpoint) -> None:
-    cube = two_grids().chunk({"y": 40})
-    cpu, cuda = (
-        stack(cube.ginet.superresolve(weights=checkpoint.path, precision="float64", device=d)) for d in ("cpu", "cuda")
-    )
-    assert_allclose(cuda, cpu, rtol=0, atol=1e-10)
+@needs_cuda
+@pytest.mark.parametrize(("precision", "tolerance"), [("float64", 1e-10), ("float32", 2e-5), ("mixed", 1e-3)])
+def test_cuda_equals_the_cpu(precision: str, tolerance: float, checkpoint: Checkpoint) -> None:
+    cube = two_grids((120, 80), n_times=2).chunk({"y": 40, "time": 2})
+    options = {"weights": checkpoint.path if precision != "mixed" else "ginet-s"}
+    cpu = stack(cube.ginet.superresolve(precision="float64", device="cpu", **options))
+    with dask.config.set(scheduler="threads", num_workers=4):
+        cuda = stack(cube.ginet.superresolve(precision=precision, device="cuda", **options))
+    assert cuda.dtype == (np.float64 if precision == "float64" else np.float32)
+    assert_allclose(cuda, cpu, rtol=0, atol=tolerance)
+    assert not np.array_equal(cuda, cpu.astype(cuda.dtype))
+
+
+@pytest.mark.gpu
+@needs_cuda
+def test_a_block_larger_than_the_memory_of_a_device(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    forget_what_was_too_large(monkeypatch)
+    rng = np.random.default_rng(0)
+    fine, coarse = rng.random((4, 3000, 1500)), rng.random((6, 1500, 750))
+    run = Predictor.of(checkpoint, device="cuda")
+    whole = run(fine, coarse)
+    assert not predictor._too_large
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    run(fine, coarse)
+    share = 0.6 * torch.cuda.max_memory_reserved() / torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(share)
+    try:
+        parts = run(fine, coarse)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert predictor._too_large[run] <= 3000 * 1500
+    assert_allclose(parts, whole, rtol=0, atol=2e-5)

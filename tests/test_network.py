@@ -5,6 +5,7 @@ at default initialisation it is nearly uniform, and most mistakes would pass.
 """
 
 import argparse
+import copy
 import itertools
 import json
 import os
@@ -19,6 +20,8 @@ import numba
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from conftest import SHARED, needs_shared, packaged_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from literal_ginet import LiteralAttention, LiteralGINet
@@ -34,7 +37,8 @@ from xr_ginet.network import (
     load_checkpoint,
     save_checkpoint,
 )
-from xr_ginet.network.attention import Head, WindowAttention, window_logits, window_sum
+from xr_ginet.network.attention import Head, WindowAttention, triton_works, window_logits, window_sum
+from xr_ginet.network.mixed import MixedCorrection, mix
 
 SMALL: dict[str, Any] = {"stages": 2, "features": 6, "clusters": 3, "blocks": 2}
 
@@ -276,6 +280,105 @@ def test_a_missing_value_spreads_over_its_window_in_both_forms() -> None:
     plain = ours(x, y)
     assert 9 <= plain.isnan().any(1).sum() < 100
     torch.testing.assert_close(compiled.isnan(), plain.isnan())
+
+
+# The form for GPUs: by Triton's interpreter where there is none, with larger programs, as each takes time there.
+
+
+@pytest.fixture
+def large_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from xr_ginet.network import attention_gpu
+
+    monkeypatch.setattr(attention_gpu, "ROWS", 4)
+    monkeypatch.setattr(attention_gpu, "COLUMNS", 16)
+
+
+@pytest.mark.usefixtures("large_programs")
+@pytest.mark.parametrize(("window", "patch", "channels_last"), [(1, 1, False), (5, 3, False), (3, 5, True)])
+def test_attention_for_gpus_equals_unfolded_patches(window: int, patch: int, channels_last: bool) -> None:
+    ours, literal = attention_pair(3, 2, window=window, patch=patch)
+    x, y = torch.randn(2, 3, 5, 9), torch.randn(2, 2, 5, 9)
+    z = F.pad(torch.cat([x, y], dim=1), (ours.reach,) * 4).float()
+    if channels_last:
+        z = z.contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        fast = ours.float()._on_gpu(z, ours.reach)
+    assert fast.dtype == torch.float32
+    torch.testing.assert_close(fast.double(), literal(x, y), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.usefixtures("large_programs")
+def test_attention_for_gpus_survives_logits_that_overflow_an_exponential() -> None:
+    ours, literal = attention_pair(3, 2, window=5, patch=3)
+    x, y = torch.randn(1, 3, 4, 6) * 20, torch.randn(1, 2, 4, 6) * 20
+    with torch.no_grad():
+        fast = ours.float()._on_gpu(F.pad(torch.cat([x, y], dim=1), (ours.reach,) * 4).float(), ours.reach)
+    torch.testing.assert_close(fast.double(), literal(x, y), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.usefixtures("large_programs")
+@pytest.mark.parametrize("bands", [("B01", "B09"), GINetConfig().bands])
+def test_what_a_correction_starts_from_is_the_same_on_gpus(bands: tuple[str, ...]) -> None:
+    network = GINet(GINetConfig(bands, n_stages=1, n_features=6, window_size=3)).float()
+    sharpen(network)
+    mixed = MixedCorrection(network.stages[0].correction, torch.float32)
+    error, guide = (torch.randn(1, len(bands), 5, 9).float() for _ in range(2))
+    with torch.inference_mode():
+        expected = mixed._attend(error, guide)
+        for images in ((error, guide), (error, guide.contiguous(memory_format=torch.channels_last))):
+            torch.testing.assert_close(mixed._attend_on_gpu(*images), expected, rtol=1e-5, atol=1e-6)
+    assert expected[:, : 5 + 2 * len(bands)].std((0, 2, 3)).min() > 0.01
+    assert expected.shape[1] % 8 == 0
+
+
+def test_all_positions_at_once_equal_one_after_the_other() -> None:
+    for window, patch in ((1, 1), (3, 5), (5, 3)):
+        head = Head(3, 4, window_size=window, patch_size=patch)
+        sharpen(head)
+        x, z = torch.randn(2, 3, 7, 9), torch.randn(2, 4, 7, 9)
+        torch.testing.assert_close(head.at_once(x, z), head(x, z), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize(("window", "patch"), [(1, 1), (5, 3), (3, 5)])
+@pytest.mark.parametrize("size", [(1, 1), (5, 67), (130, 50)])
+def test_attention_on_a_gpu_equals_unfolded_patches(size: tuple[int, int], window: int, patch: int) -> None:
+    ours, literal = attention_pair(3, 2, window=window, patch=patch)
+    x, y = torch.randn(2, 3, *size) / 4, torch.randn(2, 2, *size) / 4
+    assert triton_works()
+    with torch.no_grad():
+        ours = ours.float().cuda()
+        for scale in (1, 40):  # with the second one logits overflow an exponential
+            fast = ours(scale * x.float().cuda(), scale * y.float().cuda())
+            torch.testing.assert_close(fast.double().cpu(), literal(scale * x, scale * y), rtol=1e-3, atol=3e-5)
+
+
+def test_mixed_precision_computes_the_same_function() -> None:
+    for config in (GINetConfig(n_features=7, n_stages=2), GINetConfig(("B01", "B09"), factor=6, n_features=6)):
+        network = GINet(config)
+        sharpen(network)
+        ms, hs = torch.rand(2, 4, 36, 24), torch.rand(2, len(config.bands), 36 // config.factor, 24 // config.factor)
+        with torch.inference_mode():
+            plain = network(ms, hs)
+            mixed = mix(network, torch.float64)(ms, hs)
+        torch.testing.assert_close(mixed, plain, rtol=1e-12, atol=1e-12)
+        assert (plain - F.interpolate(hs, scale_factor=config.factor, mode="bicubic")).abs().max() > 0.01
+
+
+@needs_shared
+@pytest.mark.parametrize("name", packaged_weights())
+def test_sixteen_bits_differ_by_less_than_a_thousandth_on_a_real_scene(name: str) -> None:
+    with np.load(SHARED / "scenes" / "ucnn_usa.npz") as file:
+        images = file["b10"][:, 100:228, 60:188], file["b20"][:, 50:114, 30:94]
+    ms, hs = (torch.from_numpy(image / 10_000)[None] for image in images)
+    network = load_checkpoint(name).network()
+    with torch.inference_mode():
+        exact = copy.deepcopy(network).double()(ms, hs)
+        mixed = mix(network.float())(ms.float(), hs.float())
+    error = (mixed - exact).abs()
+    assert 0 < error.max() < 1e-3
+    assert error.pow(2).mean().sqrt() < 1e-4
 
 
 def test_the_exponential_is_right_to_two_units_in_the_last_place() -> None:

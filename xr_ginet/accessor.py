@@ -51,7 +51,7 @@ class GINetAccessor:
         weights_60m: str | Path | Checkpoint | None = None,
         depth: int | str = "exact",
         device: str = "auto",
-        precision: Precision = "float32",
+        precision: Precision = "auto",
         consistency: Consistency = "none",
         self_ensemble: bool = False,
         resources: Mapping[str, float] | None = None,
@@ -166,7 +166,7 @@ class GINetTreeAccessor:
         weights: str | Path | Checkpoint | None = "default",
         depth: int | str = "exact",
         device: str = "auto",
-        precision: Precision = "float32",
+        precision: Precision = "auto",
         consistency: Consistency = "none",
         self_ensemble: bool = False,
     ) -> xr.DataTree:

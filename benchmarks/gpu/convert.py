@@ -19,8 +19,7 @@ def convert(path: Path, out: Path) -> None:
     """Write the averaged weights of a state."""
     state = torch.load(path, map_location="cpu", weights_only=True)
     network = GINet(GINetConfig(**state["config"]))
-    averaged = {k.removeprefix("module."): v for k, v in state["average"].items() if k.startswith("module.")}
-    network.load_state_dict(averaged)
+    network.load_state_dict(state["average"])
     card = {
         "task": "Sentinel-2 20 m to 10 m",
         "degradation": state["degradation"],
@@ -31,7 +30,7 @@ def convert(path: Path, out: Path) -> None:
         "steps": state["step"],
         "minutes": state["elapsed"] / 60,
         "device": state["device"],
-        "command": f"python benchmarks/gpu/train.py --degradation {state['degradation']}",
+        "command": state["command"],
     }
     print(save_checkpoint(out, network, card).path)
 

@@ -24,7 +24,7 @@ from .arrays import check_bands, check_cube, stack_bands
 from .classical import N_CLUSTERS, Bicubic, ClusterGuide, ClusterRegression, HighPassModulation, fit_clusters
 from .missing import FILL_RADIUS
 from .overlap import map_windows
-from .predictor import PRECISIONS, Consistency, Precision, Predictor
+from .predictor import Consistency, Precision, Predictor, choose_device
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
@@ -49,7 +49,7 @@ def superresolve(
     weights_60m: str | Path | Checkpoint | None = None,
     depth: int | str = "exact",
     device: str = "auto",
-    precision: Precision = "float32",
+    precision: Precision = "auto",
     consistency: Consistency = "none",
     self_ensemble: bool = False,
     resources: Mapping[str, float] | None = None,
@@ -67,8 +67,8 @@ def superresolve(
         nearest neighbour is taken apart first, see `xr_ginet.to_native`.
     weights : str, Path, Checkpoint or None
         Name of a packaged checkpoint or path of a safetensors file, which every worker must be able to read, or is sent
-        as `Predictor` tells. None is without training: the detail of ``guide(method="kmeans")`` by back-projection, see
-        `classical`.
+        as `Predictor` tells. ``"default"`` is ``"ginet"`` on CUDA devices, else ``"ginet-s"``. None is without
+        training: the detail of ``guide(method="kmeans")`` by back-projection, see `classical`.
     bands : {"20m", "all"}
         ``"all"``: B01 and B09 at 10 m too, from ``y_60m, x_60m``.
     weights_60m : str, Path, Checkpoint or None
@@ -82,8 +82,10 @@ def superresolve(
     device : str
         A torch device, or ``"auto"``: CUDA where the graph is built with it, else the CPU. With ``resources`` a device
         need not be where the graph is built.
-    precision : {"float32", "float64"}
-        Of the network's arithmetic and of its output.
+    precision : {"auto", "float32", "float64", "mixed"}
+        Of the network's arithmetic and of its output. ``"mixed"`` is for CUDA devices, and what ``"auto"`` is there:
+        float32 but for most convolutions, which have 16 bits; up to ten times as fast. On a real scene it differed from
+        float64 by less than 1e-3, its RMS by less than 1e-4 (``benchmarks/gpu/measured.md``).
     consistency : {"none", "exact"}
         ``"exact"``: at the end the mean of each 2 × 2 block is made to equal the 20 m pixel that it came from.
     self_ensemble : bool
@@ -121,7 +123,7 @@ def superresolve(
     if weights_60m is not None and bands != "all":
         raise ValueError("weights_60m is for the 60 m bands, which are left out. Type bands='all'")
     ds = two_grids(ds)
-    checkpoint = None if weights is None else resolve_weights(weights)
+    checkpoint = None if weights is None else resolve_weights(weights, device)
     native = TWENTY if checkpoint is None else bands_of_network(checkpoint.config)
     if catalog is not None:
         ds = complete(ds, catalog, collection=collection, sign=sign, bands=native.coarse)
@@ -132,7 +134,8 @@ def superresolve(
         )
     network = Network(device, precision, consistency, self_ensemble, resources)
     if checkpoint is None:
-        result = classical(ds, "regression", precision=precision, consistency=consistency)
+        plain: Precision = "float32" if precision == "auto" else precision
+        result = classical(ds, "regression", precision=plain, consistency=consistency)
     else:
         result = _by_network(ds, checkpoint, depth, network)
     return result if bands == "20m" else _with_sixty(result, ds, weights_60m, depth, network)
@@ -164,7 +167,8 @@ def _with_sixty(
 ) -> xr.Dataset:
     """Return a result with the 60 m bands of its cube at 10 m beside its own, in the order of wavelengths."""
     if weights is None:
-        sixty = classical(ds, "regression", bands=SIXTY, precision=network.precision, consistency=network.consistency)
+        precision: Precision = "float64" if network.precision == "float64" else "float32"
+        sixty = classical(ds, "regression", bands=SIXTY, precision=precision, consistency=network.consistency)
         told = {"ginet_method_60m": "regression"}
     else:
         checkpoint = resolve_weights(weights)
@@ -213,7 +217,9 @@ def classical(
         their regression to the whole cube, all times together: one more reading of it, when the result is computed.
     bands : Bands
         Which bands, from which resolution; by default those of 20 m.
-    precision, consistency
+    precision : {"float32", "float64"}
+        Of the arithmetic and of the output.
+    consistency
         As in `superresolve`.
 
     Raises
@@ -223,8 +229,10 @@ def classical(
     """
     if method not in METHODS:
         raise ValueError(f"method={method!r}: must be one of {', '.join(METHODS)}")
-    if precision not in PRECISIONS or consistency not in ("none", "exact"):
-        raise ValueError(f"precision={precision!r}, consistency={consistency!r}: see superresolve for what they may be")
+    if precision not in ("float32", "float64") or consistency not in ("none", "exact"):
+        raise ValueError(
+            f"precision={precision!r}, consistency={consistency!r}: must be 'float32' or 'float64', 'none' or 'exact'"
+        )
     check_cube(ds, bands)
     function = METHODS[method](bands.factor, _gains(bands), precision, consistency)
     parameters = () if method == "bicubic" else (_fit(ds, bands),)
@@ -333,7 +341,7 @@ def guide(
         return _label_guide(ds, values, TWENTY, {"ginet_method": "kmeans"})
     if method != "learned":
         raise ValueError(f"method={method!r}: must be 'learned' or 'kmeans'")
-    checkpoint = resolve_weights(weights)
+    checkpoint = resolve_weights(weights, device)
     config = checkpoint.config
     if config.guide != "learned":
         raise ValueError(f"the weights {checkpoint.name!r} have no learned guide")
@@ -363,15 +371,18 @@ def _label_guide(ds: xr.Dataset, values: da.Array, bands: Bands, attrs: dict[str
     )
 
 
-def resolve_weights(weights: str | Path | Checkpoint) -> Checkpoint:
-    """Return the checkpoint of a name, a path or itself."""
+def resolve_weights(weights: str | Path | Checkpoint, device: str = "cpu") -> Checkpoint:
+    """Return the checkpoint of a name, a path or itself; the default one depends on the device."""
     from ..network import Checkpoint, load_checkpoint
+    from ..network.checkpoints import DEFAULT_ON_GPU
 
     if not isinstance(weights, Checkpoint | str | Path):
         raise TypeError(
             f"weights is a {type(weights).__name__}; a name, a path or a Checkpoint is needed. Store a network with "
             "xr_ginet.save_checkpoint(path, network) and pass the path"
         )
+    if weights == "default" and choose_device(device).startswith("cuda"):
+        return load_checkpoint(DEFAULT_ON_GPU)
     return weights if isinstance(weights, Checkpoint) else load_checkpoint(weights)
 
 

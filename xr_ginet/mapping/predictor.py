@@ -3,7 +3,8 @@
 A `Predictor` is a few strings: what to load, on which device, in which precision. The network is built once per
 process, when the first block arrives, and shared by all tasks of that process; tasks carry no weights. One block runs
 at a time per process, with all of the threads that torch is given there: memory stays that of one block, and threads
-are not oversubscribed.
+are not oversubscribed. On a CUDA device the blocks of other threads are copied there and back meanwhile, and a block
+that its memory does not hold is worked on in parts.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from __future__ import annotations
 import ctypes
 import operator
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +30,15 @@ if TYPE_CHECKING:
     from ..network import Checkpoint, GINet, GINetConfig
 
 Consistency = Literal["none", "exact"]
-Precision = Literal["float32", "float64"]
-PRECISIONS: tuple[Precision, ...] = ("float32", "float64")
+Precision = Literal["auto", "float32", "float64", "mixed"]
 
 MALLOPT = {-4: 0, -1: 2**31 - 1, -2: 2**26}
 """M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD of glibc: no mappings, and a heap that does not shrink by itself."""
 
 _one_block_at_a_time = threading.Lock()
+_threads = threading.local()
+_too_large: dict[Predictor, int] = {}
+"""Pixels of the smallest block that did not fit a device's memory."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class Predictor:
     device: str = "cpu"
     """A torch device."""
     precision: Precision = "float32"
-    """Of the arithmetic and of the output."""
+    """Of the arithmetic and of the output; ``mixed``: float32, but float16 in most convolutions, on CUDA devices."""
     consistency: Consistency = "none"
     """``exact``: the mean of each block of the output is then made to equal its coarse pixel."""
     self_ensemble: bool = False
@@ -69,23 +73,29 @@ class Predictor:
         checkpoint: Checkpoint,
         *,
         device: str = "auto",
-        precision: Precision = "float32",
+        precision: Precision = "auto",
         consistency: Consistency = "none",
         self_ensemble: bool = False,
         elsewhere: bool = False,
     ) -> Predictor:
-        """Return the predictor of a checkpoint; ``device="auto"`` is CUDA where there is one, else the CPU.
+        """Return the predictor of a checkpoint.
 
-        Whether a device is there is found out now, unless it will run ``elsewhere``.
+        ``device="auto"`` is CUDA where there is one, else the CPU; ``precision="auto"`` is mixed on CUDA devices, else
+        float32. Whether a device is there is found out now, unless it will run ``elsewhere``.
         """
         import torch
 
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision={precision!r}: must be one of {', '.join(PRECISIONS)}")
+        if precision not in (names := get_args(Precision)):
+            raise ValueError(f"precision={precision!r}: must be one of {', '.join(names)}")
         if consistency not in ("none", "exact"):
             raise ValueError(f"consistency={consistency!r}: must be 'none' or 'exact'")
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = choose_device(device)
+        if precision == "auto":
+            precision = "mixed" if device.startswith("cuda") else "float32"
+        if precision == "mixed" and not device.startswith("cuda"):
+            raise ValueError(
+                f"precision='mixed' with device={device!r}: 16 bits pay on CUDA devices. Type precision='float32'"
+            )
         try:
             torch.ones(1, device="cpu" if elsewhere else device).cpu()
         except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -106,7 +116,7 @@ class Predictor:
     @property
     def dtype(self) -> np.dtype:
         """Return the dtype of the output."""
-        return np.dtype(self.precision)
+        return np.dtype("float32" if self.precision == "mixed" else self.precision)
 
     def __call__(self, fine: NDArray, coarse: NDArray) -> NDArray:
         """Return the coarse bands of one block at the fine resolution.
@@ -159,21 +169,105 @@ class Predictor:
         import torch
 
         lead = blocks[0].shape[:-3]
-        with _one_block_at_a_time, torch.inference_mode():
-            network = _network(self.path, self.sha256, self.device, self.precision)
-            give_back = _heap()
-            results = [
-                function(network, *(self._tensor(block[position]) for block in blocks))[0].cpu().numpy()
-                for position in np.ndindex(lead)
-            ]
-            give_back()
-        return np.stack(results).reshape(*lead, *results[0].shape)
+        with torch.inference_mode():
+            with _copying(self.device):
+                images = [self._tensor(block) for block in blocks]
+            with _one_block_at_a_time, _arithmetic(self.device):
+                network = _network(self.path, self.sha256, self.device, self.precision)
+                give_back = _heap()
+                results = [
+                    self._within_memory(function, network, *(image[i : i + 1] for image in images))
+                    for i in range(len(images[0]))
+                ]
+                result = results[0] if len(results) == 1 else torch.cat(results)
+                give_back()
+            with _copying(self.device):
+                return _to_host(result).reshape(*lead, *result.shape[1:])
 
-    def _tensor(self, image: NDArray) -> torch.Tensor:
-        """Return an image ``(band, h, w)`` as a batch of one."""
+    def _tensor(self, block: NDArray) -> torch.Tensor:
+        """Return a block ``(..., band, h, w)`` as a batch of images on the device."""
         import torch
 
-        return torch.from_numpy(np.ascontiguousarray(image, self.dtype))[None].to(self.device)
+        block = block.reshape(-1, *block.shape[-3:])
+        return torch.from_numpy(np.ascontiguousarray(block, self.dtype)).to(self.device)
+
+    def _within_memory(
+        self, function: Callable[..., torch.Tensor], network: GINet, fine: torch.Tensor, *coarse: torch.Tensor
+    ) -> torch.Tensor:
+        """Return ``function(network, fine, *coarse)``, by overlapping halves where a device's memory is too small."""
+        import torch
+
+        size = fine.shape[-2] * fine.shape[-1]
+        if size < _too_large.get(self, size + 1):
+            try:
+                return function(network, fine, *coarse)
+            except torch.OutOfMemoryError as error:
+                _too_large[self] = size
+                reason = str(error).splitlines()[0]
+            torch.cuda.empty_cache()
+        else:
+            reason = "a smaller block did not fit"
+        axis = -2 if fine.shape[-2] >= fine.shape[-1] else -1
+        length, factor = fine.shape[axis], self.factor
+        middle = length // (2 * factor) * factor
+        margin = -(-network.config.receptive_radius // factor) * factor
+        if middle + margin >= length - factor:
+            raise RuntimeError(
+                f"a block of {' × '.join(map(str, fine.shape[-2:]))} pixels does not fit the memory of "
+                f"{self.device!r} ({reason}). Other programs may be using it; or type device='cpu'"
+            )
+        halves = []
+        for start, stop in ((0, middle), (middle, length)):
+            low, high = max(start - margin, 0), min(stop + margin, length)
+            parts = [fine.narrow(axis, low, high - low)]
+            parts += [image.narrow(axis, low // factor, (high - low) // factor) for image in coarse]
+            half = self._within_memory(function, network, *parts)
+            halves.append(half.narrow(axis, start - low, stop - start))
+        return torch.cat(halves, dim=axis)
+
+
+@contextmanager
+def _copying(device: str) -> Iterator[None]:
+    """Let what is copied to and from a CUDA device pass by the block that is worked on there."""
+    import torch
+
+    if not device.startswith("cuda"):
+        yield
+        return
+    streams = _threads.__dict__.setdefault("streams", {})
+    stream = streams.get(device) or streams.setdefault(device, torch.cuda.Stream(device))
+    with torch.cuda.stream(stream):
+        yield
+        stream.synchronize()
+
+
+def _to_host(result: torch.Tensor) -> NDArray:
+    """Return an array, from a CUDA device by way of memory that it reaches by itself and that is used again."""
+    import torch
+
+    if not result.is_cuda:
+        return result.numpy()
+    return torch.empty(result.shape, dtype=result.dtype, pin_memory=True).copy_(result).numpy().copy()
+
+
+@contextmanager
+def _arithmetic(device: str) -> Iterator[None]:
+    """Let a CUDA device multiply numbers of 32 bits as such, and be done with them at the end."""
+    import torch
+
+    if not device.startswith("cuda"):
+        yield
+        return
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), torch.cuda.device(device):
+        yield
+        torch.cuda.current_stream().synchronize()
+
+
+def choose_device(device: str) -> str:
+    """Return a torch device: ``"auto"`` is CUDA where there is one, else the CPU."""
+    import torch
+
+    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
 
 
 def _turn(image: torch.Tensor, symmetry: int) -> torch.Tensor:
@@ -200,7 +294,7 @@ def block_memory(config: GINetConfig, height: int, width: int, precision: Precis
     planes = (
         12 * (config.n_features + 10) + 10 * len(config.bands)
     ) * height * width + 5 * config.window_size**2 * strip
-    return planes * np.dtype(precision).itemsize
+    return planes * (8 if precision == "float64" else 4)
 
 
 @lru_cache(maxsize=1)
@@ -239,10 +333,13 @@ def _network(path: str, sha256: str, device: str, precision: Precision) -> GINet
     import torch
 
     from ..network import load_checkpoint
+    from ..network.mixed import mix
 
     checkpoint = load_checkpoint(_where_it_is(path))
     if checkpoint.sha256 != sha256:
         raise RuntimeError(
             f"{path} changed since the graph was built: its sha256 was {sha256}, now {checkpoint.sha256}"
         )
+    if precision == "mixed":
+        return mix(checkpoint.network().to(device, torch.float32))
     return checkpoint.network().to(device, getattr(torch, precision))

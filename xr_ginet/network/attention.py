@@ -4,7 +4,7 @@ A head compares the patch around a pixel with the patch around each of its neigh
 patches is a box sum of the pointwise product of one image with the other one shifted, so a head needs one plane per
 window position instead of one per window position, patch position and channel. Nothing here knows about bands.
 
-`attention_cpu` holds the same head compiled for processors: what inference uses there.
+`attention_cpu` and `attention_gpu` hold the same head compiled for processors and for CUDA: what inference uses there.
 
 References
 ----------
@@ -12,6 +12,9 @@ Pereira-Sánchez et al., arXiv 2508.04729, the multi-head attention module.
 """
 
 from __future__ import annotations
+
+import warnings
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -105,19 +108,37 @@ class Head(nn.Module):
         self.value = nn.Conv2d(value_channels, value_channels, 1, bias=False)
 
     def forward(self, x: Tensor, z: Tensor) -> Tensor:  # (N, Cx, H, W), (N, Cz, H, W) -> (N, Cx, H, W)
+        if x.is_cuda:
+            return self.at_once(x, z)
         logits = window_logits(self.theta(z), self.phi(z), window_size=self.window_size, patch_size=self.patch_size)
         # The softmax, in place: its denominator divides the few planes of the sum instead of the many of the weights.
         weights = logits.sub_(logits.detach().amax(1, keepdim=True)).exp_()
         return window_sum(weights, self.value(x), window_size=self.window_size) / weights.sum(1, keepdim=True)
 
+    def at_once(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return the output by a few operations on all window positions: on GPUs each launch of one takes time."""
+
+        def window(image: Tensor) -> Tensor:  # (N, C, H, W) -> (N, C, window_size², H, W)
+            unfolded = F.unfold(image, self.window_size, padding=self.window_size // 2)
+            return unfolded.unflatten(1, (image.shape[1], -1)).unflatten(-1, image.shape[2:])
+
+        logits = (self.theta(z)[:, :, None] * window(self.phi(z))).sum(1)
+        if self.patch_size > 1:
+            logits = F.avg_pool2d(logits, self.patch_size, 1, self.patch_size // 2, divisor_override=1)
+            logits = logits * window(x.new_ones(1, 1, *x.shape[2:]))[:, 0]
+        return (logits.softmax(1)[:, None] * window(self.value(x))).sum(2)
+
+    @property
+    def metric(self) -> Tensor:
+        """Return ``ΦᵀΘ``: with ``⟨Θz, Φz'⟩ = ⟨ΦᵀΘz, z'⟩`` the keys are ``z`` itself."""
+        return self.phi.weight[:, :, 0, 0].T @ self.theta.weight[:, :, 0, 0]
+
     def compiled(self, x: Tensor, z: Tensor, margin: int) -> Tensor:
-        """Return the head's output, by the compiled form, of images within ``margin`` zeros."""
+        """Return the head's output, by the form for processors, of images within ``margin`` zeros."""
         from .attention_cpu import attend
 
-        # ⟨Θz, Φz'⟩ = ⟨ΦᵀΘz, z'⟩, and the mean of V x is V of the mean: the keys are z itself, the values x.
-        theta, phi, value = (conv.weight[:, :, 0, 0] for conv in (self.theta, self.phi, self.value))
         mean = attend(
-            torch.einsum("oc,nchw->nohw", phi.T @ theta, z).numpy(),
+            torch.einsum("oc,nchw->nohw", self.metric, z).numpy(),
             z.numpy(),
             x.numpy(),
             margin=margin,
@@ -125,17 +146,30 @@ class Head(nn.Module):
             patch_size=self.patch_size,
             threads=torch.get_num_threads(),
         )
-        return torch.einsum("oc,nchw->nohw", value, torch.from_numpy(mean))
+        # The mean of V x is V of the mean.
+        return torch.einsum("oc,nchw->nohw", self.value.weight[:, :, 0, 0], torch.from_numpy(mean))
 
 
 def may_compile(x: Tensor) -> bool:
     """Return whether the compiled form can take the place of the torch form: it has no gradient, and one precision."""
     return (
-        x.device.type == "cpu"
-        and x.dtype == torch.float32
+        x.dtype == torch.float32
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
+        and (x.device.type == "cpu" or (x.device.type == "cuda" and triton_works()))
     )
+
+
+@lru_cache(maxsize=1)
+def triton_works() -> bool:
+    """Return whether kernels can be made here: besides Triton that takes a C compiler."""
+    try:
+        pixel = torch.ones((1, 1, 1, 1), dtype=torch.float32, device="cuda")
+        WindowAttention(1, 1, window_size=1, patch_size=1).to(pixel)._compiled(pixel, pixel)
+    except (ImportError, RuntimeError) as error:
+        warnings.warn(f"attention runs in torch, which takes longer: {str(error).splitlines()[0]}", stacklevel=2)
+        return False
+    return True
 
 
 class WindowAttention(nn.Module):
@@ -151,6 +185,8 @@ class WindowAttention(nn.Module):
         self.spectral = Head(x_channels, x_channels, window_size=window_size, patch_size=1)
         self.mixed = Head(x_channels, x_channels + y_channels, window_size=window_size, patch_size=patch_size)
         self.combine = nn.Linear(3, 1)
+        self.window_size, self.patch_size = window_size, patch_size
+        self.reach = window_size // 2 + patch_size // 2
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:  # (N, Cx, H, W), (N, Cy, H, W) -> (N, Cx, H, W)
         if may_compile(x):
@@ -158,8 +194,9 @@ class WindowAttention(nn.Module):
         # Strip by strip: the window's planes of one strip stay in the cache, and their memory does not grow with the
         # image.
         height = x.shape[-2]
-        rows = max(1, STRIP_PIXELS // (x.shape[0] * x.shape[-1]))
-        reach = self._reach
+        pixels = STRIP_PIXELS if x.device.type == "cpu" else 16 * STRIP_PIXELS
+        rows = max(1, pixels // (x.shape[0] * x.shape[-1]))
+        reach = self.reach
         strips = []
         for start in range(0, height, rows):
             stop = min(start + rows, height)
@@ -168,23 +205,36 @@ class WindowAttention(nn.Module):
             strips.append(strip[..., start - first : stop - first, :])
         return torch.cat(strips, dim=-2) if len(strips) > 1 else strips[0]
 
-    @property
-    def _reach(self) -> int:
-        return self.mixed.window_size // 2 + self.mixed.patch_size // 2
-
     def _attend(self, x: Tensor, y: Tensor) -> Tensor:
         heads = self.geometric(x, y), self.spectral(x, x), self.mixed(x, torch.cat([x, y], dim=1))
         return self._combine(*heads)
 
     def _compiled(self, x: Tensor, y: Tensor) -> Tensor:
-        margin = self._reach
+        margin = self.reach
         z = F.pad(torch.cat([x, y], dim=1), (margin,) * 4)
+        if z.is_cuda:
+            return self._on_gpu(z, margin)
         x, y = z[:, : x.shape[1]], z[:, x.shape[1] :]
         return self._combine(
             self.geometric.compiled(x, y, margin),
             self.spectral.compiled(x, x, margin),
             self.mixed.compiled(x, z, margin),
         )
+
+    def _on_gpu(self, z: Tensor, margin: int) -> Tensor:
+        from .attention_gpu import attend
+
+        metrics, values, bias = self.folded()
+        queries = (metrics @ z.flatten(2)).unflatten(2, z.shape[2:])
+        return attend(queries, z, values, bias, margin=margin, window_size=self.window_size, patch_size=self.patch_size)
+
+    def folded(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what takes ``z = [x, y]`` to the heads' queries, their means of ``x`` to the output, and its bias."""
+        heads = self.geometric, self.spectral, self.mixed
+        x, y = (head.theta.in_channels for head in (self.spectral, self.geometric))
+        metrics = [F.pad(self.geometric.metric, (x, 0)), F.pad(self.spectral.metric, (0, y)), self.mixed.metric]
+        values = torch.stack([head.value.weight[:, :, 0, 0] for head in heads])
+        return torch.cat(metrics), self.combine.weight[0, :, None, None] * values, self.combine.bias
 
     def _combine(self, geometric: Tensor, spectral: Tensor, mixed: Tensor) -> Tensor:
         a, b, c = self.combine.weight[0].unbind()

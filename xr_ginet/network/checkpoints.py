@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from .ginet import GINet, GINetConfig
 
-DEFAULT = "ginet-s"
+DEFAULT, DEFAULT_ON_GPU = "ginet-s", "ginet"
 METADATA_KEY = "ginet"
 PACKAGED = Path(__file__).parent.parent / "weights"
 

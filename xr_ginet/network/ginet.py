@@ -247,12 +247,9 @@ class Guide(nn.Module):
 
     def forward(self, ms: Tensor) -> Tensor:  # (N, 4, H, W) -> (N, B, H, W)
         logits = self.classify(ms)  # (N, C, H, W)
-        share = (logits if self.temperature is None else logits / self.temperature).softmax(1)
-        if (
-            self.assignment == "hard" and self.temperature is None
-        ):  # the likeliest cluster alone, the first one on a tie
-            label = share.argmax(1, keepdim=True)
-            share = torch.zeros_like(share).scatter_(1, label, 1)
+        if self.temperature is not None:
+            logits = logits / self.temperature
+        share = cluster_shares(logits, hard=self.assignment == "hard" and self.temperature is None)
         parameters = (self.hidden.weight, self.hidden.bias, self.output.weight, self.output.bias)
         layers = zip(*(cast(Tensor, p).chunk(self.n_clusters) for p in parameters), strict=True)
         guide = ms.new_zeros(())
@@ -260,6 +257,14 @@ class Guide(nn.Module):
             hidden = F.conv2d(ms, weight_a, bias_a).relu_()  # (N, F, H, W)
             guide = guide + share[:, cluster : cluster + 1] * F.conv2d(hidden, weight_b, bias_b).relu_()
         return guide
+
+
+def cluster_shares(logits: Tensor, *, hard: bool) -> Tensor:
+    """Return what each cluster has of a pixel, ``(N, C, H, W)``; hard: all of the likeliest, the first on a tie."""
+    share = logits.softmax(1)
+    if hard:
+        share = torch.zeros_like(share).scatter_(1, share.argmax(1, keepdim=True), 1)
+    return share
 
 
 class ResidualBlock(nn.Module):

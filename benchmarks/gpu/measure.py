@@ -1,0 +1,218 @@
+"""How exact and how fast the network is on a CUDA device, as a share of what its matrix products reach in the same run.
+
+python benchmarks/gpu/measure.py --data build/gpu/data.npz --out build/gpu/measured.md
+
+Needs the package installed; takes about two minutes on an H200.
+"""
+
+import argparse
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from xr_ginet.mapping.predictor import Predictor, _arithmetic
+from xr_ginet.network import GINet, GINetConfig, available_weights, load_checkpoint
+from xr_ginet.network.attention import WindowAttention
+from xr_ginet.network.mixed import mix
+from xr_ginet.training.objective import start_near_bicubic
+
+TILE = 10_980
+PAPER = "the paper's, untrained"
+
+
+def seconds(function: Callable[[], object], runs: int = 5, warm_up: int = 2) -> float:
+    """Return the median of the device's time."""
+    times = []
+    for _ in range(runs + warm_up):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        function()
+        stop.record()
+        stop.synchronize()
+        times.append(start.elapsed_time(stop) / 1e3)
+    return statistics.median(times[warm_up:])
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows))
+
+
+def network_of(name: str) -> GINet:
+    if name != PAPER:
+        return load_checkpoint(name).network()
+    torch.manual_seed(0)
+    network = GINet(GINetConfig(assignment="soft"))
+    start_near_bicubic(network)
+    return network.requires_grad_(False)
+
+
+def operations_per_pixel(name: str) -> float:
+    ms, hs = torch.rand(1, 4, 64, 64), torch.rand(1, 6, 32, 32)
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        network_of(name)(ms, hs)
+    return counter.get_total_flops() / 64**2
+
+
+def peaks() -> dict[str, float]:
+    """Return operations per second of matrix products."""
+    rates = {}
+    for dtype in (torch.float16, torch.float32):
+        a, b = (torch.randn(8192, 8192, device="cuda", dtype=dtype) for _ in range(2))
+        rates[str(dtype).removeprefix("torch.")] = 2 * 8192**3 / seconds(lambda: a @ b)  # noqa: B023
+    return rates
+
+
+def attention() -> str:
+    module = WindowAttention(5, 3, window_size=5, patch_size=3).cuda()
+    x, y = torch.randn(1, 5, 1024, 1024, device="cuda"), torch.randn(1, 3, 1024, 1024, device="cuda")
+    exact = copy.deepcopy(module).double()
+    times, errors = {}, {}
+    with torch.inference_mode():
+        truth = exact(x.double(), y.double())
+        for name, function in (
+            ("kernel", module),
+            ("torch", torch.compiler.disable(lambda x, y: module._attend(x, y))),
+        ):
+            errors[name] = float((function(x, y) - truth).abs().max())
+            times[name] = 1e3 * seconds(lambda: function(x, y)) / 1.048576  # noqa: B023
+    rows = [[name, f"{times[name]:.3f}", f"{errors[name]:.1e}"] for name in times]
+    return table(["attention", "ms per megapixel", "largest difference from float64"], rows)
+
+
+def exactness(scene: tuple[Tensor, Tensor]) -> str:
+    """Return how far precisions are from float64 on a real scene."""
+    rows = []
+    for name in available_weights():
+        network = load_checkpoint(name).network().cuda()
+        with torch.inference_mode(), _arithmetic("cuda"):
+            exact = copy.deepcopy(network).double()(*(image.double() for image in scene))
+            for precision in ("float32", "mixed"):
+                function = mix(network) if precision == "mixed" else network
+                error = 1e4 * (function(*scene) - exact)
+                rows.append([name, precision, f"{error.abs().max():.4f}", f"{error.pow(2).mean().sqrt():.4f}"])
+    return table(["weights", "precision", "largest difference, digital numbers", "RMS"], rows)
+
+
+def blocks(names: list[str], sides: list[int], peak: dict[str, float]) -> str:
+    """Return the network's rates on blocks that are on the device."""
+    rows = []
+    for name in names:
+        operations = operations_per_pixel(name)
+        for precision in ("float32", "mixed"):
+            network = network_of(name).cuda()
+            network = mix(network) if precision == "mixed" else network
+            for side in sides if precision == "mixed" else sides[:1]:
+                ms, hs = torch.rand(1, 4, side, side).cuda(), torch.rand(1, 6, side // 2, side // 2).cuda()
+                torch.cuda.reset_peak_memory_stats()
+                with torch.inference_mode(), _arithmetic("cuda"):
+                    start = time.perf_counter()
+                    network(ms, hs)
+                    torch.cuda.synchronize()
+                    first = time.perf_counter() - start
+                    rate = side**2 / seconds(lambda: network(ms, hs), 3)  # noqa: B023
+                share = rate * operations / peak["float16" if precision == "mixed" else "float32"]
+                memory = torch.cuda.max_memory_allocated() / 2**30
+                rows.append(
+                    [name, precision, f"{side}", f"{rate / 1e6:.1f}", f"{share:.0%}", f"{memory:.2f}", f"{first:.2f}"]
+                )
+                print(rows[-1], flush=True)
+    return table(
+        [
+            "weights",
+            "precision",
+            "block",
+            "Mpixel/s",
+            "of the matrix products' rate",
+            "peak GiB",
+            "s for the first one",
+        ],
+        rows,
+    )
+
+
+def tile(names: list[str], block: int) -> str:
+    """Return the device's time for a tile that is there, in overlapping blocks."""
+    ms, hs = torch.rand(1, 4, TILE, TILE, device="cuda"), torch.rand(1, 6, TILE // 2, TILE // 2, device="cuda")
+    out = torch.empty(1, 6, TILE, TILE, device="cuda")
+    rows = []
+    for name in names:
+        network = mix(network_of(name).cuda())
+        depth = -(-network.config.receptive_radius // 2) * 2
+        depth = min(depth, 32) if name != PAPER else depth
+
+        def run(network: GINet = network, depth: int = depth) -> None:
+            for y in range(0, TILE, block):
+                for x in range(0, TILE, block):
+                    y0, x0 = max(y - depth, 0), max(x - depth, 0)
+                    y1, x1 = min(y + block + depth, TILE), min(x + block + depth, TILE)
+                    result = network(ms[..., y0:y1, x0:x1], hs[..., y0 // 2 : y1 // 2, x0 // 2 : x1 // 2])
+                    y2, x2 = min(y + block, TILE), min(x + block, TILE)
+                    out[..., y:y2, x:x2] = result[..., y - y0 : y2 - y0, x - x0 : x2 - x0]
+
+        with torch.inference_mode(), _arithmetic("cuda"):
+            rows.append([name, f"{block}", f"{depth}", f"{seconds(run, 1, 1):.2f}"])
+        print(rows[-1], flush=True)
+    return table(["weights, mixed precision", "block", "depth", "s for a tile of 10,980² on the device"], rows)
+
+
+def host(names: list[str], side: int) -> str:
+    """Return the rate of blocks from host memory and back there, as Dask's threads run them."""
+    rng = np.random.default_rng(0)
+    fine, coarse = rng.random((4, side, side), "float32"), rng.random((6, side // 2, side // 2), "float32")
+    rows = []
+    for name in names:
+        run = Predictor.of(load_checkpoint(name), device="cuda", precision="mixed")
+        for threads in (1, 2, 4, 8):
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(lambda _: run(fine, coarse), range(2 * threads)))  # noqa: B023
+                start = time.perf_counter()
+                list(pool.map(lambda _: run(fine, coarse), range(24)))  # noqa: B023
+                rate = 24 * side**2 / (time.perf_counter() - start)
+            rows.append([name, f"{side}", f"{threads}", f"{rate / 1e6:.1f}"])
+            print(rows[-1], flush=True)
+    return table(["weights, mixed precision", "block", "threads", "Mpixel/s from host memory and back"], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="of pack.py")
+    parser.add_argument("--out", type=Path, default=Path("build/gpu/measured.md"))
+    parser.add_argument("--scene", default="ucnn_usa")
+    parser.add_argument("--sides", type=int, nargs="+", default=[544, 1056, 2080])
+    options = parser.parse_args()
+    with np.load(options.data) as file:
+        scene = tuple(
+            torch.from_numpy(file[f"{options.scene}/{k}"] / np.float32(1e4))[None].cuda() for k in ("b10", "b20")
+        )
+    peak = peaks()
+    large = "ginet" if "ginet" in available_weights() else PAPER
+    names = [large, "ginet-s", "ginet-xs"]
+    parts = [
+        f"# On a GPU\n\n`python benchmarks/gpu/measure.py` on {torch.cuda.get_device_name()} with torch "
+        f"{torch.__version__}. Matrix products of 8192²: "
+        + ", ".join(f"{rate / 1e12:.0f} TFLOP/s in {dtype}" for dtype, rate in peak.items())
+        + "."
+    ]
+    for part in (
+        attention,
+        lambda: exactness(scene),
+        lambda: blocks(names, options.sides, peak),
+        lambda: tile(names, options.sides[-1] - 64),
+        lambda: host([n for n in names if n != PAPER], 1024),
+    ):
+        parts.append(part())
+        print(parts[-1], flush=True)
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text("\n\n".join(parts) + "\n")
+
+
+if __name__ == "__main__":
+    main()
