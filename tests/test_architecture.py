@@ -144,12 +144,12 @@ def test_memory_by_hand() -> None:
 FAULTS = """
 import resource, sys
 import numpy as np, torch
-from xr_ginet.mapping import predictor
+from xr_ginet.mapping import devices, predictor
 from xr_ginet.network import load_checkpoint
 
 torch.set_num_threads(1)
 if sys.argv[1] == "default":
-    predictor._heap = lambda: lambda: None
+    devices.heap = lambda: lambda: None
 run = predictor.Predictor.of(load_checkpoint("ginet-s"))
 blocks = np.ones((4, 520, 520), "float32"), np.ones((6, 260, 260), "float32")
 run(*blocks)

@@ -122,6 +122,21 @@ def test_gpu_kit_trains_in_pieces_with_torch_and_numpy_alone(tmp_path: Path) -> 
 
 
 @needs_shared
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_gpu_kit_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = gpu_kit("measure")
+    monkeypatch.setattr(measure, "TILE", 400)
+    monkeypatch.setattr(measure, "BLOCKS", 2)
+    gpu_kit("pack").pack(SHARED / "scenes", tmp_path / "data.npz", (), ("ben_T35VPK_20170924_41_29",))
+    command = ["--data", str(tmp_path / "data.npz"), "--out", str(tmp_path / "page.md"), "--sides", "64", "128", "192"]
+    measure.main([*command, "--scene", "ben_T35VPK_20170924_41_29"])
+    text = (tmp_path / "page.md").read_text()
+    assert text.count("| ginet-s | mixed |") == 4
+    assert "| ginet | 128 |" in text
+
+
+@needs_shared
 def test_studies_write_their_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("ben_T33UUP_20170613_87_48", "ben_T35VNH_20170924_43_47")
     for name in names:

@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from xr_ginet.mapping.predictor import Predictor, _arithmetic
+from xr_ginet.mapping.devices import arithmetic
+from xr_ginet.mapping.predictor import Predictor
 from xr_ginet.network import GINet, GINetConfig, available_weights, load_checkpoint
 from xr_ginet.network.attention import WindowAttention
 from xr_ginet.network.mixed import mix
 from xr_ginet.training.objective import start_near_bicubic
 
-TILE = 10_980
+TILE, BLOCKS = 10_980, 24
 PAPER = "the paper's, untrained"
 
 
@@ -92,7 +93,7 @@ def exactness(scene: tuple[Tensor, Tensor]) -> str:
     rows = []
     for name in available_weights():
         network = load_checkpoint(name).network().cuda()
-        with torch.inference_mode(), _arithmetic("cuda"):
+        with torch.inference_mode(), arithmetic("cuda"):
             exact = copy.deepcopy(network).double()(*(image.double() for image in scene))
             for precision in ("float32", "mixed"):
                 function = mix(network) if precision == "mixed" else network
@@ -112,7 +113,7 @@ def blocks(names: list[str], sides: list[int], peak: dict[str, float]) -> str:
             for side in sides if precision == "mixed" else sides[:1]:
                 ms, hs = torch.rand(1, 4, side, side).cuda(), torch.rand(1, 6, side // 2, side // 2).cuda()
                 torch.cuda.reset_peak_memory_stats()
-                with torch.inference_mode(), _arithmetic("cuda"):
+                with torch.inference_mode(), arithmetic("cuda"):
                     start = time.perf_counter()
                     network(ms, hs)
                     torch.cuda.synchronize()
@@ -145,8 +146,7 @@ def tile(names: list[str], block: int) -> str:
     rows = []
     for name in names:
         network = mix(network_of(name).cuda())
-        depth = -(-network.config.receptive_radius // 2) * 2
-        depth = min(depth, 32) if name != PAPER else depth
+        depth = network.config.receptive_radius if name == PAPER else load_checkpoint(name).card["depth"]
 
         def run(network: GINet = network, depth: int = depth) -> None:
             for y in range(0, TILE, block):
@@ -157,7 +157,7 @@ def tile(names: list[str], block: int) -> str:
                     y2, x2 = min(y + block, TILE), min(x + block, TILE)
                     out[..., y:y2, x:x2] = result[..., y - y0 : y2 - y0, x - x0 : x2 - x0]
 
-        with torch.inference_mode(), _arithmetic("cuda"):
+        with torch.inference_mode(), arithmetic("cuda"):
             rows.append([name, f"{block}", f"{depth}", f"{seconds(run, 1, 1):.2f}"])
         print(rows[-1], flush=True)
     return table(["weights, mixed precision", "block", "depth", "s for a tile of 10,980² on the device"], rows)
@@ -169,25 +169,25 @@ def host(names: list[str], side: int) -> str:
     fine, coarse = rng.random((4, side, side), "float32"), rng.random((6, side // 2, side // 2), "float32")
     rows = []
     for name in names:
-        run = Predictor.of(load_checkpoint(name), device="cuda", precision="mixed")
+        run = Predictor.of(load_checkpoint(name), device="cuda")
         for threads in (1, 2, 4, 8):
             with ThreadPoolExecutor(threads) as pool:
                 list(pool.map(lambda _: run(fine, coarse), range(2 * threads)))  # noqa: B023
                 start = time.perf_counter()
-                list(pool.map(lambda _: run(fine, coarse), range(24)))  # noqa: B023
-                rate = 24 * side**2 / (time.perf_counter() - start)
+                list(pool.map(lambda _: run(fine, coarse), range(BLOCKS)))  # noqa: B023
+                rate = BLOCKS * side**2 / (time.perf_counter() - start)
             rows.append([name, f"{side}", f"{threads}", f"{rate / 1e6:.1f}"])
             print(rows[-1], flush=True)
     return table(["weights, mixed precision", "block", "threads", "Mpixel/s from host memory and back"], rows)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="of pack.py")
     parser.add_argument("--out", type=Path, default=Path("build/gpu/measured.md"))
     parser.add_argument("--scene", default="ucnn_usa")
     parser.add_argument("--sides", type=int, nargs="+", default=[544, 1056, 2080])
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     with np.load(options.data) as file:
         scene = tuple(
             torch.from_numpy(file[f"{options.scene}/{k}"] / np.float32(1e4))[None].cuda() for k in ("b10", "b20")
@@ -206,7 +206,7 @@ def main() -> None:
         lambda: exactness(scene),
         lambda: blocks(names, options.sides, peak),
         lambda: tile(names, options.sides[-1] - 64),
-        lambda: host([n for n in names if n != PAPER], 1024),
+        lambda: host([n for n in names if n != PAPER], options.sides[1] // 64 * 64),
     ):
         parts.append(part())
         print(parts[-1], flush=True)

@@ -22,9 +22,10 @@ from ..sentinel2.native import two_grids
 from ..sentinel2.search import DEFAULT_COLLECTION
 from .arrays import check_bands, check_cube, stack_bands
 from .classical import N_CLUSTERS, Bicubic, ClusterGuide, ClusterRegression, HighPassModulation, fit_clusters
+from .devices import choose_device
 from .missing import FILL_RADIUS
 from .overlap import map_windows
-from .predictor import Consistency, Precision, Predictor, choose_device
+from .predictor import Consistency, Precision, Predictor
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed

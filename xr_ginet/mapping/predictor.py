@@ -9,11 +9,9 @@ that its memory does not hold is worked on in parts.
 
 from __future__ import annotations
 
-import ctypes
 import operator
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 from pathlib import Path
@@ -22,6 +20,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from .devices import arithmetic, choose_device, copying, to_host
 from .missing import FILL_RADIUS, fill_missing, output_mask
 
 if TYPE_CHECKING:
@@ -32,11 +31,7 @@ if TYPE_CHECKING:
 Consistency = Literal["none", "exact"]
 Precision = Literal["auto", "float32", "float64", "mixed"]
 
-MALLOPT = {-4: 0, -1: 2**31 - 1, -2: 2**26}
-"""M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD of glibc: no mappings, and a heap that does not shrink by itself."""
-
 _one_block_at_a_time = threading.Lock()
-_threads = threading.local()
 _too_large: dict[Predictor, int] = {}
 """Pixels of the smallest block that did not fit a device's memory."""
 
@@ -170,19 +165,17 @@ class Predictor:
 
         lead = blocks[0].shape[:-3]
         with torch.inference_mode():
-            with _copying(self.device):
+            with copying(self.device):
                 images = [self._tensor(block) for block in blocks]
-            with _one_block_at_a_time, _arithmetic(self.device):
+            with _one_block_at_a_time, arithmetic(self.device):
                 network = _network(self.path, self.sha256, self.device, self.precision)
-                give_back = _heap()
                 results = [
                     self._within_memory(function, network, *(image[i : i + 1] for image in images))
                     for i in range(len(images[0]))
                 ]
                 result = results[0] if len(results) == 1 else torch.cat(results)
-                give_back()
-            with _copying(self.device):
-                return _to_host(result).reshape(*lead, *result.shape[1:])
+            with copying(self.device):
+                return to_host(result).reshape(*lead, *result.shape[1:])
 
     def _tensor(self, block: NDArray) -> torch.Tensor:
         """Return a block ``(..., band, h, w)`` as a batch of images on the device."""
@@ -226,50 +219,6 @@ class Predictor:
         return torch.cat(halves, dim=axis)
 
 
-@contextmanager
-def _copying(device: str) -> Iterator[None]:
-    """Let what is copied to and from a CUDA device pass by the block that is worked on there."""
-    import torch
-
-    if not device.startswith("cuda"):
-        yield
-        return
-    streams = _threads.__dict__.setdefault("streams", {})
-    stream = streams.get(device) or streams.setdefault(device, torch.cuda.Stream(device))
-    with torch.cuda.stream(stream):
-        yield
-        stream.synchronize()
-
-
-def _to_host(result: torch.Tensor) -> NDArray:
-    """Return an array, from a CUDA device by way of memory that it reaches by itself and that is used again."""
-    import torch
-
-    if not result.is_cuda:
-        return result.numpy()
-    return torch.empty(result.shape, dtype=result.dtype, pin_memory=True).copy_(result).numpy().copy()
-
-
-@contextmanager
-def _arithmetic(device: str) -> Iterator[None]:
-    """Let a CUDA device multiply numbers of 32 bits as such, and be done with them at the end."""
-    import torch
-
-    if not device.startswith("cuda"):
-        yield
-        return
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), torch.cuda.device(device):
-        yield
-        torch.cuda.current_stream().synchronize()
-
-
-def choose_device(device: str) -> str:
-    """Return a torch device: ``"auto"`` is CUDA where there is one, else the CPU."""
-    import torch
-
-    return ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-
-
 def _turn(image: torch.Tensor, symmetry: int) -> torch.Tensor:
     """Return one of the eight symmetries of the square: quarter turns, and a mirror from 4 on."""
     return (image.flip(-1) if symmetry >= 4 else image).rot90(symmetry % 4, (-2, -1))
@@ -295,23 +244,6 @@ def block_memory(config: GINetConfig, height: int, width: int, precision: Precis
         12 * (config.n_features + 10) + 10 * len(config.bands)
     ) * height * width + 5 * config.window_size**2 * strip
     return planes * (8 if precision == "float64" else 4)
-
-
-@lru_cache(maxsize=1)
-def _heap() -> Callable[[], object]:
-    """Let large tensors come from the heap, and return the function that gives its free pages back to the system.
-
-    By default glibc maps each of them anew, and the kernel zeroes it page by page: on blocks of 560² pixels that took
-    as long as the network's arithmetic. Elsewhere than with glibc nothing is done.
-    """
-    try:
-        libc = ctypes.CDLL(None)
-        for parameter, value in MALLOPT.items():
-            libc.mallopt(parameter, value)
-        trim = libc.malloc_trim
-    except (OSError, TypeError, AttributeError):
-        return lambda: None
-    return lambda: trim(0)
 
 
 def _where_it_is(path: str) -> str:
