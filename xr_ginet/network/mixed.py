@@ -30,29 +30,40 @@ def mix(network: GINet, dtype: torch.dtype = torch.float16) -> GINet:
 
 
 class MixedGuide(nn.Module):
-    """What a `Guide` computes, with its convolutions in ``dtype``; hard clusters are found in 32 bits."""
+    """What a `Guide` computes, with its convolutions in ``dtype``; hard clusters are found in 32 bits.
+
+    The images come twice, rounded and what rounding left of them, in channels that would be zeros otherwise.
+    """
 
     def __init__(self, plain: Guide, dtype: torch.dtype) -> None:
         super().__init__()
         self.hard, self.n_clusters = plain.assignment == "hard", plain.n_clusters
         self.bands = plain.output.out_channels // plain.n_clusters
-        convolutions = [layer for layer in plain.classify if isinstance(layer, nn.Conv2d)]
+        first, second, third = (layer for layer in plain.classify if isinstance(layer, nn.Conv2d))
         kind = torch.float32 if self.hard else dtype
-        self.classify = nn.ModuleList(_convolution(c.weight, c.bias, kind) for c in convolutions)
-        self.hidden, self.output = self._by_cluster(plain.hidden, dtype), self._by_cluster(plain.output, dtype)
+        weights = (
+            (torch.cat([first.weight] * 2, dim=1), first.bias),
+            (second.weight, second.bias),
+            (third.weight, third.bias),
+        )
+        self.classify = nn.ModuleList(_convolution(*weight, kind) for weight in weights)
+        self.hidden = self._by_cluster(torch.cat([plain.hidden.weight] * 2, dim=1), plain.hidden.bias, dtype)
+        self.output = self._by_cluster(plain.output.weight, plain.output.bias, dtype)
 
-    def _by_cluster(self, layer: nn.Conv2d, dtype: torch.dtype) -> nn.ModuleList:
-        weights, biases = (cast(Tensor, parameter).chunk(self.n_clusters) for parameter in (layer.weight, layer.bias))
-        return nn.ModuleList(_convolution(w, b, dtype) for w, b in zip(weights, biases, strict=True))
+    def _by_cluster(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> nn.ModuleList:
+        parts = zip(weight.chunk(self.n_clusters), cast(Tensor, bias).chunk(self.n_clusters), strict=True)
+        return nn.ModuleList(_convolution(w, b, dtype) for w, b in parts)
 
     def forward(self, ms: Tensor) -> Tensor:  # (N, 4, H, W) -> (N, B, H, W)
         first, second, third = cast(Iterable[nn.Conv2d], self.classify)
+        ms = torch.cat([ms, ms - ms.to(first.weight.dtype)], dim=1)
         logits = third(_relu(second, _relu(first, _narrow(ms, first))))[:, : self.n_clusters]
         share = cluster_shares(logits.to(ms.dtype), hard=self.hard)
+        x = _narrow(ms, cast(nn.Conv2d, self.hidden[0]))
         guide = ms.new_zeros(())
         for cluster, layers in enumerate(zip(self.hidden, self.output, strict=True)):
             hidden, output = cast(tuple[nn.Conv2d, nn.Conv2d], layers)
-            part = _relu(output, _relu(hidden, _narrow(ms, hidden)))[:, : self.bands]
+            part = _relu(output, _relu(hidden, x))[:, : self.bands]
             guide = guide + share[:, cluster : cluster + 1] * part
         return guide.contiguous()
 
