@@ -56,10 +56,9 @@ class MixedGuide(nn.Module):
 
     def forward(self, ms: Tensor) -> Tensor:  # (N, 4, H, W) -> (N, B, H, W)
         first, second, third = cast(Iterable[nn.Conv2d], self.classify)
-        ms = torch.cat([ms, ms - ms.to(first.weight.dtype)], dim=1)
-        logits = third(_relu(second, _relu(first, _narrow(ms, first))))[:, : self.n_clusters]
+        logits = third(_relu(second, _relu(first, _twice(ms, first))))[:, : self.n_clusters]
         share = cluster_shares(logits.to(ms.dtype), hard=self.hard)
-        x = _narrow(ms, cast(nn.Conv2d, self.hidden[0]))
+        x = _twice(ms, cast(nn.Conv2d, self.hidden[0]))
         guide = ms.new_zeros(())
         for cluster, layers in enumerate(zip(self.hidden, self.output, strict=True)):
             hidden, output = cast(tuple[nn.Conv2d, nn.Conv2d], layers)
@@ -148,6 +147,11 @@ def _measured(layer: nn.Conv2d, x: Tensor) -> Tensor:
     """Return ``layer(x)`` by the fastest algorithm: with few channels the guessed one took four times as long."""
     with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=False):
         return layer(x)
+
+
+def _twice(x: Tensor, layer: nn.Conv2d) -> Tensor:
+    """Return images, and what rounding leaves of them, as a layer takes them."""
+    return _narrow(torch.cat([x, x - x.to(layer.weight.dtype)], dim=1), layer)
 
 
 def _relu(layer: nn.Conv2d, x: Tensor, *, add: Tensor | None = None) -> Tensor:
