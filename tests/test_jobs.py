@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
+import socket
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -195,6 +200,60 @@ def test_a_job_runs_on_the_workers_that_dask_jobqueue_starts(folder: Path) -> No
     report = run(Job.from_toml(path), tell=look)
     assert report.state == "complete"
     assert threads == [1, 1, 1]
+    assert xr_ginet.status(folder / "cubes" / "west.zarr", verify=True).values.tolist() == [True] * 3
+
+
+GATEWAY = """
+import sys
+c.DaskGateway.backend_class = "dask_gateway_server.backends.local.UnsafeLocalBackend"
+c.DaskGateway.authenticator_class = "dask_gateway_server.auth.SimpleAuthenticator"
+c.DaskGateway.address = "127.0.0.1:{server}"
+c.Proxy.address = "127.0.0.1:{proxy}"
+c.UnsafeLocalBackend.clusters_directory = "{folder}"
+c.ClusterConfig.scheduler_cmd = [sys.executable, "-m", "distributed.cli.dask_scheduler"]
+c.ClusterConfig.worker_cmd = [sys.executable, "-m", "distributed.cli.dask_worker"]
+"""
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> Iterator[str]:
+    """Serve dask-gateway, whose clusters are processes of this machine, and yield its address."""
+    with socket.socket() as one, socket.socket() as other:
+        for listener in (one, other):
+            listener.bind(("127.0.0.1", 0))
+        server, proxy = (listener.getsockname()[1] for listener in (one, other))
+    config = tmp_path / "dask_gateway_config.py"
+    config.write_text(GATEWAY.format(server=server, proxy=proxy, folder=tmp_path / "clusters"))
+    command = [sys.executable, "-m", "dask_gateway_server", "-f", str(config)]
+    with subprocess.Popen(command, start_new_session=True) as process:
+        try:
+            for port in (server, proxy):
+                while not answers(port):
+                    time.sleep(0.2)
+            yield f"http://127.0.0.1:{proxy}"
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_a_job_runs_on_a_cluster_that_dask_gateway_starts(folder: Path, gateway: str) -> None:
+    path = folder / "job.toml"
+    one, _, _ = path.read_text().rpartition("[[area]]")
+    cluster = f'class = "dask_gateway.GatewayCluster"\nworkers = 1\noptions = {{ address = "{gateway}" }}\n'
+    path.write_text(f"{one}[cluster]\n{cluster}")
+    addresses: set[str] = set()
+
+    def look(area: str, outcome: Outcome) -> None:
+        addresses.add(get_client().scheduler.address.partition(":")[0])
+
+    report = run(Job.from_toml(path), tell=look)
+    assert report.state == "complete"
+    assert addresses == {"gateway"}
     assert xr_ginet.status(folder / "cubes" / "west.zarr", verify=True).values.tolist() == [True] * 3
 
 
