@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -200,6 +201,29 @@ def test_a_job_runs_on_the_workers_that_dask_jobqueue_starts(folder: Path) -> No
     report = run(Job.from_toml(path), tell=look)
     assert report.state == "complete"
     assert threads == [1, 1, 1]
+    assert xr_ginet.status(folder / "cubes" / "west.zarr", verify=True).values.tolist() == [True] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("sbatch") is None, reason="needs Slurm, if only on this machine alone")
+def test_a_job_runs_on_the_workers_that_slurm_starts(folder: Path) -> None:
+    path = folder / "job.toml"
+    one, _, _ = path.read_text().rpartition("[[area]]")
+    cluster = 'class = "dask_jobqueue.SLURMCluster"\nworkers = 1\n'
+    options = (
+        'options = { cores = 1, processes = 1, memory = "2GiB", walltime = "00:10:00", '
+        f'local_directory = "{folder}", log_directory = "{folder}", '
+        'scheduler_options = { dashboard_address = ":0" } }'
+    )
+    path.write_text(f"{one}[cluster]\n{cluster}{options}\n")
+    queues: list[str] = []
+
+    def look(area: str, outcome: Outcome) -> None:
+        queues.append(subprocess.run(["squeue", "--noheader"], capture_output=True, text=True, check=True).stdout)
+
+    report = run(Job.from_toml(path), tell=look)
+    assert report.state == "complete"
+    assert ["dask-wor" in queue for queue in queues] == [True] * 3
     assert xr_ginet.status(folder / "cubes" / "west.zarr", verify=True).values.tolist() == [True] * 3
 
 

@@ -41,6 +41,9 @@ def superresolve(
     chunks: Annotated[int, typer.Option(help="Pixels per chunk and axis at 10 m.")] = 1024,
     depth: Annotated[str, typer.Option(help="'exact', 'auto', or overlap in 10 m pixels.")] = "exact",
     device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
+    precision: Annotated[
+        Literal["auto", "float32", "float64", "mixed"], typer.Option(help="Of the arithmetic; mixed is for CUDA.")
+    ] = "auto",
     consistency: Annotated[
         Literal["none", "exact"], typer.Option(help="'none', or 'exact': 2 × 2 means equal the 20 m input.")
     ] = "none",
@@ -59,6 +62,7 @@ def superresolve(
     """Super-resolve what a STAC catalogue holds of an area, into a Zarr store."""
     from . import open_stac
     from . import superresolve as superresolve_cube
+    from .mapping.pipeline import resolve_weights
     from .sentinel2.bands import layers_for
 
     with _errors_as_messages():
@@ -80,11 +84,12 @@ def superresolve(
             weights_60m=weights_60m,
             depth=int(depth) if depth.isdigit() else depth,
             device=device,
+            precision=precision,
             consistency=consistency,
             self_ensemble=self_ensemble,
         )
         if dry_run:
-            _print_plan(cube, result, store, weights)
+            _print_plan(cube, result, store, resolve_weights(weights, device))
             return
         result.ginet.to_zarr(
             store,
@@ -225,12 +230,10 @@ def _items_of(catalog: str) -> Any:
     return items
 
 
-def _print_plan(cube: Any, result: Any, store: str, weights: str) -> None:
+def _print_plan(cube: Any, result: Any, store: str, checkpoint: Any) -> None:
     """Print what would be read, the size of the graph and the memory of one block."""
     from .mapping.predictor import block_memory
-    from .network import load_checkpoint
 
-    checkpoint = load_checkpoint(weights)
     height, width = (
         min(result.sizes[d], max(result.chunksizes[d]) + 2 * result.attrs["ginet_depth"]) for d in ("y", "x")
     )
