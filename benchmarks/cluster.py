@@ -1,9 +1,10 @@
-"""What a Dask cluster makes of a job: efficiency of two workers, time to the first block, memory of the scheduler.
+"""What a Dask cluster makes of a job: efficiency of workers, time to the first chunk, memory of the scheduler.
 
     python benchmarks/cluster.py
 
 Writes ``benchmarks/cluster.md``. Workers are processes of one thread on this machine, so that two of them share its
-memory bandwidth and its cache, as two machines would not.
+memory bandwidth and its cache, as two machines would not. Simulated ones sleep for as long as the network takes for a
+block on one thread, and do everything else: what is told then is what a scheduler and a store make of them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import argparse
 import platform
 import threading
 import time
+import timeit
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,9 +25,14 @@ import psutil
 import torch
 import xarray as xr
 from distributed import Client, LocalCluster
+from numpy.typing import NDArray
 from quality import table
 
 import xr_ginet
+from xr_ginet.mapping import predictor
+from xr_ginet.mapping.pipeline import resolve_depth
+from xr_ginet.mapping.predictor import Predictor
+from xr_ginet.network import load_checkpoint
 from xr_ginet.sentinel2.bands import BANDS_10M, BANDS_20M
 
 
@@ -49,9 +57,34 @@ def first_chunk(store: Path, ended: threading.Event) -> float | None:
     return None
 
 
-def throughput(workers: int, options: argparse.Namespace, folder: Path) -> tuple[float, float, float]:
+def seconds_per_block(weights: str, chunk: int) -> float:
+    """Return how long the network takes for a block, on one thread."""
+    run = Predictor.of(load_checkpoint(weights), device="cpu")
+    side = chunk + 2 * resolve_depth("auto", load_checkpoint(weights))
+    fine, coarse = np.ones((4, side, side), "float32"), np.ones((6, side // 2, side // 2), "float32")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    seconds = min(timeit.repeat(lambda: run(fine, coarse), number=1, repeat=4))
+    torch.set_num_threads(before)
+    return seconds
+
+
+def sleep_instead(seconds: float) -> None:
+    """Let this process's networks sleep, and return zeros."""
+
+    def call(self: Predictor, fine: NDArray, coarse: NDArray) -> NDArray:
+        with predictor._one_block_at_a_time:
+            time.sleep(seconds)
+        return np.zeros((*coarse.shape[:-2], *fine.shape[-2:]), self.dtype)
+
+    Predictor.__call__ = call  # type: ignore[method-assign]
+
+
+def throughput(
+    workers: int, options: argparse.Namespace, folder: Path, *, side: int, asleep: float = 0
+) -> tuple[float, float, float]:
     """Return megapixels per second of some dates, and the seconds to the first chunk and to the first date."""
-    cube = cube_of(options.side, options.chunk, options.dates).ginet.superresolve(weights=options.weights, depth="auto")
+    cube = cube_of(side, options.chunk, options.dates).ginet.superresolve(weights=options.weights, depth="auto")
     ends: list[float] = []
     ended = threading.Event()
     with (
@@ -60,14 +93,23 @@ def throughput(workers: int, options: argparse.Namespace, folder: Path) -> tuple
         Client(cluster) as client,
     ):
         client.run(torch.set_num_threads, 1)
-        cube.isel(time=slice(1)).ginet.to_zarr(folder / f"warm-{workers}.zarr", resume=True)
-        first = watcher.submit(first_chunk, folder / f"{workers}.zarr", ended)
+        if asleep:
+            client.run(sleep_instead, asleep)
+        cube.isel(time=slice(1)).ginet.to_zarr(folder / f"warm-{workers}-{bool(asleep)}.zarr", resume=True)
+        store = folder / f"{workers}-{bool(asleep)}.zarr"
+        first = watcher.submit(first_chunk, store, ended)
         began = time.monotonic()
-        cube.ginet.to_zarr(
-            folder / f"{workers}.zarr", resume=True, tell=lambda outcome: ends.append(time.monotonic() - began)
-        )
+        cube.ginet.to_zarr(store, resume=True, tell=lambda outcome: ends.append(time.monotonic() - began))
         ended.set()
-    return options.dates * options.side**2 / ends[-1] / 1e6, first.result() - began, ends[0]
+    return options.dates * side**2 / ends[-1] / 1e6, first.result() - began, ends[0]
+
+
+def rows_of(found: dict[int, tuple[float, float, float]], kind: str) -> Iterator[list[str]]:
+    """Yield the table's rows; efficiency is relative to the first of them."""
+    first = next(iter(found))
+    for workers, (speed, chunk, date) in found.items():
+        efficiency = speed / found[first][0] * first / workers
+        yield [f"{workers}{kind}", f"{speed:.3f}", f"{efficiency:.2f}", f"{chunk:.1f}", f"{date:.1f}"]
 
 
 def scheduler_memory(blocks: int, chunk: int) -> tuple[int, int]:
@@ -93,22 +135,26 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dates", type=int, default=2)
     parser.add_argument("--weights", default="ginet-s")
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2])
+    parser.add_argument("--simulated", type=int, nargs="*", default=[1, 4, 8])
+    parser.add_argument("--simulated-side", type=int, default=2048)
     parser.add_argument("--blocks", type=int, default=10_000)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("cluster.md"))
     options = parser.parse_args(arguments)
-    rows = []
+    asleep = seconds_per_block(options.weights, options.chunk)
     with TemporaryDirectory() as folder:
-        found = {workers: throughput(workers, options, Path(folder)) for workers in options.workers}
-    first = options.workers[0]
-    for workers, (speed, chunk, date) in found.items():
-        efficiency = speed / found[first][0] * first / workers
-        rows.append([str(workers), f"{speed:.3f}", f"{efficiency:.2f}", f"{chunk:.1f}", f"{date:.1f}"])
+        found = {n: throughput(n, options, Path(folder), side=options.side) for n in options.workers}
+        simulated = {
+            n: throughput(n, options, Path(folder), side=options.simulated_side, asleep=asleep)
+            for n in options.simulated
+        }
+    rows = [*rows_of(found, ""), *rows_of(simulated, ", simulated")]
     tasks, memory = scheduler_memory(options.blocks, options.chunk)
     parts = [
         "# On a cluster",
         f"`python benchmarks/cluster.py`: {options.dates} dates of {options.side}² pixels in chunks of "
         f"{options.chunk}, `{options.weights}`, from a lazy cube into Zarr, date by date, on {platform.machine()} with "
-        f"{psutil.cpu_count()} cores.",
+        f"{psutil.cpu_count()} cores. Simulated workers sleep for the {asleep:.2f} s that the network takes for a "
+        f"block, and have dates of {options.simulated_side}² pixels.",
         table(["workers", "megapixels per second", "efficiency", "s to the first chunk", "s to the first date"], rows),
         f"{options.blocks:,} blocks of one band in one graph are {tasks:,} tasks; client and scheduler take "
         f"{memory / 1e6:.0f} MB to hold them. `to_zarr(resume=True)` and `xr-ginet submit` hand the scheduler one date "
