@@ -4,7 +4,8 @@
 
 Writes ``benchmarks/cluster.md``. Workers are processes of one thread on this machine, so that two of them share its
 memory bandwidth and its cache, as two machines would not. Simulated ones sleep for as long as the network takes for a
-block on one thread, and do everything else: what is told then is what a scheduler and a store make of them.
+block on one thread, and do everything else: what is told then is what a scheduler and a store make of them. All that
+they do beside sleeping they do on the processors of this machine.
 """
 
 from __future__ import annotations
@@ -104,11 +105,10 @@ def throughput(
     return options.dates * side**2 / ends[-1] / 1e6, first.result() - began, ends[0]
 
 
-def rows_of(found: dict[int, tuple[float, float, float]], kind: str) -> Iterator[list[str]]:
-    """Yield the table's rows; efficiency is relative to the first of them."""
-    first = next(iter(found))
+def rows_of(found: dict[int, tuple[float, float, float]], alone: float, kind: str = "") -> Iterator[list[str]]:
+    """Yield the table's rows; efficiency is relative to the megapixels per second of one worker ``alone``."""
     for workers, (speed, chunk, date) in found.items():
-        efficiency = speed / found[first][0] * first / workers
+        efficiency = speed / alone / workers
         yield [f"{workers}{kind}", f"{speed:.3f}", f"{efficiency:.2f}", f"{chunk:.1f}", f"{date:.1f}"]
 
 
@@ -130,13 +130,13 @@ def scheduler_memory(blocks: int, chunk: int) -> tuple[int, int]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", type=int, default=1024, help="pixels of a date at 10 m")
-    parser.add_argument("--chunk", type=int, default=256)
-    parser.add_argument("--dates", type=int, default=2)
+    parser.add_argument("--side", type=int, default=2048, help="pixels of a date at 10 m")
+    parser.add_argument("--chunk", type=int, default=1024, help="that of xr-ginet superresolve")
+    parser.add_argument("--dates", type=int, default=1)
     parser.add_argument("--weights", default="ginet-s")
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2])
-    parser.add_argument("--simulated", type=int, nargs="*", default=[1, 4, 8])
-    parser.add_argument("--simulated-side", type=int, default=2048)
+    parser.add_argument("--simulated", type=int, nargs="*", default=[4, 8])
+    parser.add_argument("--simulated-side", type=int, default=4096)
     parser.add_argument("--blocks", type=int, default=10_000)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("cluster.md"))
     options = parser.parse_args(arguments)
@@ -147,14 +147,18 @@ def main(arguments: list[str] | None = None) -> None:
             n: throughput(n, options, Path(folder), side=options.simulated_side, asleep=asleep)
             for n in options.simulated
         }
-    rows = [*rows_of(found, ""), *rows_of(simulated, ", simulated")]
+    first, (speed, *_) = next(iter(found.items()))
+    rows = [
+        *rows_of(found, speed / first),
+        *rows_of(simulated, options.chunk**2 / asleep / 1e6, ", simulated"),
+    ]
     tasks, memory = scheduler_memory(options.blocks, options.chunk)
     parts = [
         "# On a cluster",
-        f"`python benchmarks/cluster.py`: {options.dates} dates of {options.side}² pixels in chunks of "
+        f"`python benchmarks/cluster.py`: dates × pixels: {options.dates} × {options.side}², in chunks of "
         f"{options.chunk}, `{options.weights}`, from a lazy cube into Zarr, date by date, on {platform.machine()} with "
         f"{psutil.cpu_count()} cores. Simulated workers sleep for the {asleep:.2f} s that the network takes for a "
-        f"block, and have dates of {options.simulated_side}² pixels.",
+        f"block, and have dates of {options.simulated_side}² pixels; their efficiency is relative to sleep alone.",
         table(["workers", "megapixels per second", "efficiency", "s to the first chunk", "s to the first date"], rows),
         f"{options.blocks:,} blocks of one band in one graph are {tasks:,} tasks; client and scheduler take "
         f"{memory / 1e6:.0f} MB to hold them. `to_zarr(resume=True)` and `xr-ginet submit` hand the scheduler one date "
