@@ -184,6 +184,10 @@ def test_a_job_makes_overviews_of_what_is_complete(folder: Path) -> None:
     assert [entry["asset"] for entry in layout] == ["10m", "20m"]
 
 
+def slurm_answers() -> bool:
+    return shutil.which("sinfo") is not None and subprocess.run(["sinfo"], capture_output=True).returncode == 0
+
+
 @pytest.mark.slow  # workers are jobs of a shell here, as they would be Slurm's
 def test_a_job_runs_on_the_workers_that_dask_jobqueue_starts(folder: Path) -> None:
     path = folder / "job.toml"
@@ -205,7 +209,7 @@ def test_a_job_runs_on_the_workers_that_dask_jobqueue_starts(folder: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("sbatch") is None, reason="needs Slurm, if only on this machine alone")
+@pytest.mark.skipif(not slurm_answers(), reason="needs Slurm, if only on this machine alone")
 def test_a_job_runs_on_the_workers_that_slurm_starts(folder: Path) -> None:
     path = folder / "job.toml"
     one, _, _ = path.read_text().rpartition("[[area]]")
