@@ -289,15 +289,16 @@ def test_a_missing_value_spreads_over_its_window_in_both_forms() -> None:
 def large_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     from xr_ginet.network import attention_gpu
 
-    monkeypatch.setattr(attention_gpu, "ROWS", 4)
-    monkeypatch.setattr(attention_gpu, "COLUMNS", 16)
+    monkeypatch.setattr(attention_gpu, "ROWS", 16)
+    monkeypatch.setattr(attention_gpu, "COLUMNS", 8)
 
 
 @pytest.mark.usefixtures("large_programs")
 @pytest.mark.parametrize(("window", "patch", "channels_last"), [(1, 1, False), (5, 3, False), (3, 5, True)])
 def test_attention_for_gpus_equals_unfolded_patches(window: int, patch: int, channels_last: bool) -> None:
     ours, literal = attention_pair(3, 2, window=window, patch=patch)
-    x, y = torch.randn(2, 3, 5, 9), torch.randn(2, 2, 5, 9)
+    n = 1 if channels_last else 2
+    x, y = torch.randn(n, 3, 5, 9), torch.randn(n, 2, 5, 9)
     z = F.pad(torch.cat([x, y], dim=1), (ours.reach,) * 4).float()
     if channels_last:
         z = z.contiguous(memory_format=torch.channels_last)
@@ -317,16 +318,19 @@ def test_attention_for_gpus_survives_logits_that_overflow_an_exponential() -> No
 
 
 @pytest.mark.usefixtures("large_programs")
-@pytest.mark.parametrize("bands", [("B01", "B09"), GINetConfig().bands])
-def test_what_a_correction_starts_from_is_the_same_on_gpus(bands: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(
+    ("bands", "order"),
+    [(("B01", "B09"), torch.contiguous_format), (GINetConfig().bands, torch.channels_last)],
+)
+def test_what_a_correction_starts_from_is_the_same_on_gpus(bands: tuple[str, ...], order: torch.memory_format) -> None:
     network = GINet(GINetConfig(bands, n_stages=1, n_features=6, window_size=3)).float()
     sharpen(network)
     mixed = MixedCorrection(network.stages[0].correction, torch.float32)
     error, guide = (torch.randn(1, len(bands), 5, 9).float() for _ in range(2))
     with torch.inference_mode():
         expected = mixed._attend(error, guide)
-        for images in ((error, guide), (error, guide.contiguous(memory_format=torch.channels_last))):
-            torch.testing.assert_close(mixed._attend_on_gpu(*images), expected, rtol=1e-5, atol=1e-6)
+        found = mixed._attend_on_gpu(error, guide.contiguous(memory_format=order))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert expected[:, : 5 + 2 * len(bands)].std((0, 2, 3)).min() > 0.01
     assert expected.shape[1] % 8 == 0
 
