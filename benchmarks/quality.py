@@ -56,12 +56,15 @@ def as_cube(ms: NDArray, hs: NDArray) -> xr.Dataset:
     return xr_ginet.pair(*parts).chunk()
 
 
-def improved(ms: NDArray, hs: NDArray, name: str) -> Iterable[NDArray]:
-    """Yield the output averaged over eight symmetries, and that of weights adapted to the scene, which see no truth."""
+def improved(ms: NDArray, hs: NDArray, name: str, network: GINet) -> Iterable[NDArray | None]:
+    """Yield the output averaged over eight symmetries, and that of weights adapted to the scene, which see no truth.
+
+    The latter is None for large networks.
+    """
     cube = as_cube(ms, hs)
     yield cube.ginet.superresolve(weights=name, self_ensemble=True)[list(BANDS_20M)].to_array().values
-    if sum(p.numel() for p in load_checkpoint(name).network().parameters()) > ADAPTED:
-        yield np.full((len(BANDS_20M), *ms.shape[1:]), np.nan)
+    if sum(p.numel() for p in network.parameters()) > ADAPTED:
+        yield None
         return
     with TemporaryDirectory() as folder:
         patches = PatchOptions(size=24, degradation=load_checkpoint(name).card["degradation"])
@@ -79,8 +82,8 @@ def scene_rows(scenes: Path, networks: dict[str, GINet], degradation: str, *, ad
         plain = (classical(cube, method)[list(BANDS_20M)].to_array().values for method in CLASSICAL)
         errors = [overall(rmse(image, truth, border=BORDER)) for image in plain]
         for weights, network in networks.items():
-            images = [predict(network, ms, hs), *(improved(ms, hs, weights) if adapt else ())]
-            errors += [overall(rmse(image, truth, border=BORDER)) for image in images]
+            images = [predict(network, ms, hs), *(improved(ms, hs, weights, network) if adapt else ())]
+            errors += [np.nan if i is None else overall(rmse(i, truth, border=BORDER)) for i in images]
         role = "test" if name in TEST else "validation"
         told = ("-" if np.isnan(e) else f"{e:.1f}" for e in errors)
         yield [name, role, *told, *(f"{known[p]:.1f}" if p in known else "-" for p in PEERS)]

@@ -27,7 +27,7 @@ import supreme
 import throughput
 import tile
 import torch
-from conftest import SHARED, needs_shared
+from conftest import SHARED, needs_cuda, needs_shared
 from numpy.testing import assert_allclose
 
 from xr_ginet.mapping.classical import upsample
@@ -123,7 +123,7 @@ def test_gpu_kit_trains_in_pieces_with_torch_and_numpy_alone(tmp_path: Path) -> 
 
 @needs_shared
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@needs_cuda
 def test_gpu_kit_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measure = gpu_kit("measure")
     monkeypatch.setattr(measure, "TILE", 400)

@@ -11,9 +11,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import batch_cluster
 import pytest
@@ -188,47 +189,38 @@ def slurm_answers() -> bool:
     return shutil.which("sinfo") is not None and subprocess.run(["sinfo"], capture_output=True).returncode == 0
 
 
-@pytest.mark.slow  # workers are jobs of a shell here, as they would be Slurm's
-def test_a_job_runs_on_the_workers_that_dask_jobqueue_starts(folder: Path) -> None:
+def looks_on_a_cluster(folder: Path, kind: str, options: str, look: Callable[[], Any]) -> list[Any]:
+    """Return what was seen after each date of an area's job on one worker of a cluster of that class."""
     path = folder / "job.toml"
     one, _, _ = path.read_text().rpartition("[[area]]")
-    cluster = 'class = "dask_jobqueue.local.LocalCluster"\nworkers = 1\n'
-    options = (
-        'options = { cores = 1, processes = 1, memory = "2GiB", scheduler_options = { dashboard_address = ":0" } }'
-    )
-    path.write_text(f"{one}[cluster]\n{cluster}{options}\n")
-    threads: list[int] = []
-
-    def look(area: str, outcome: Outcome) -> None:
-        threads.extend(info["nthreads"] for info in get_client().scheduler_info()["workers"].values())
-
-    report = run(Job.from_toml(path), tell=look)
+    path.write_text(f'{one}[cluster]\nclass = "{kind}"\nworkers = 1\noptions = {{ {options} }}\n')
+    seen: list[Any] = []
+    report = run(Job.from_toml(path), tell=lambda area, outcome: seen.append(look()))
     assert report.state == "complete"
-    assert threads == [1, 1, 1]
     assert xr_ginet.status(folder / "cubes" / "west.zarr", verify=True).values.tolist() == [True] * 3
+    return seen
+
+
+ONE_WORKER = 'cores = 1, processes = 1, memory = "2GiB", scheduler_options = { dashboard_address = ":0" }'
+
+
+@pytest.mark.slow  # workers are jobs of a shell here, as they would be Slurm's
+def test_a_job_runs_on_the_workers_that_dask_jobqueue_starts(folder: Path) -> None:
+    def threads() -> list[int]:
+        return [worker["nthreads"] for worker in get_client().scheduler_info()["workers"].values()]
+
+    assert looks_on_a_cluster(folder, "dask_jobqueue.local.LocalCluster", ONE_WORKER, threads) == [[1]] * 3
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not slurm_answers(), reason="needs Slurm, if only on this machine alone")
 def test_a_job_runs_on_the_workers_that_slurm_starts(folder: Path) -> None:
-    path = folder / "job.toml"
-    one, _, _ = path.read_text().rpartition("[[area]]")
-    cluster = 'class = "dask_jobqueue.SLURMCluster"\nworkers = 1\n'
-    options = (
-        'options = { cores = 1, processes = 1, memory = "2GiB", walltime = "00:10:00", '
-        f'local_directory = "{folder}", log_directory = "{folder}", '
-        'scheduler_options = { dashboard_address = ":0" } }'
-    )
-    path.write_text(f"{one}[cluster]\n{cluster}{options}\n")
-    queues: list[str] = []
+    def queued() -> bool:
+        queue = subprocess.run(["squeue", "--noheader"], capture_output=True, text=True, check=True).stdout
+        return "dask-wor" in queue
 
-    def look(area: str, outcome: Outcome) -> None:
-        queues.append(subprocess.run(["squeue", "--noheader"], capture_output=True, text=True, check=True).stdout)
-
-    report = run(Job.from_toml(path), tell=look)
-    assert report.state == "complete"
-    assert ["dask-wor" in queue for queue in queues] == [True] * 3
-    assert xr_ginet.status(folder / "cubes" / "west.zarr", verify=True).values.tolist() == [True] * 3
+    options = f'{ONE_WORKER}, walltime = "00:10:00", local_directory = "{folder}", log_directory = "{folder}"'
+    assert looks_on_a_cluster(folder, "dask_jobqueue.SLURMCluster", options, queued) == [True] * 3
 
 
 GATEWAY = """
@@ -243,9 +235,12 @@ c.ClusterConfig.worker_cmd = [sys.executable, "-m", "distributed.cli.dask_worker
 """
 
 
-def answers(port: int) -> bool:
-    with socket.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0
+def answers(url: str) -> bool:
+    try:
+        with urlopen(url) as response:
+            return response.status == 200
+    except OSError:
+        return False
 
 
 @pytest.fixture
@@ -260,9 +255,8 @@ def gateway(tmp_path: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "dask_gateway_server", "-f", str(config)]
     with subprocess.Popen(command, start_new_session=True) as process:
         try:
-            for port in (server, proxy):
-                while not answers(port):
-                    time.sleep(0.2)
+            while not answers(f"http://127.0.0.1:{proxy}/api/health"):  # by way of the proxy, which is there earlier
+                time.sleep(0.2)
             yield f"http://127.0.0.1:{proxy}"
         finally:
             os.killpg(process.pid, signal.SIGTERM)
@@ -270,19 +264,11 @@ def gateway(tmp_path: Path) -> Iterator[str]:
 
 @pytest.mark.slow
 def test_a_job_runs_on_a_cluster_that_dask_gateway_starts(folder: Path, gateway: str) -> None:
-    path = folder / "job.toml"
-    one, _, _ = path.read_text().rpartition("[[area]]")
-    cluster = f'class = "dask_gateway.GatewayCluster"\nworkers = 1\noptions = {{ address = "{gateway}" }}\n'
-    path.write_text(f"{one}[cluster]\n{cluster}")
-    addresses: set[str] = set()
+    def protocol() -> str:
+        return get_client().scheduler.address.partition(":")[0]
 
-    def look(area: str, outcome: Outcome) -> None:
-        addresses.add(get_client().scheduler.address.partition(":")[0])
-
-    report = run(Job.from_toml(path), tell=look)
-    assert report.state == "complete"
-    assert addresses == {"gateway"}
-    assert xr_ginet.status(folder / "cubes" / "west.zarr", verify=True).values.tolist() == [True] * 3
+    seen = looks_on_a_cluster(folder, "dask_gateway.GatewayCluster", f'address = "{gateway}"', protocol)
+    assert seen == ["gateway"] * 3
 
 
 def networks_built() -> int:

@@ -12,7 +12,16 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from conftest import SHARED, needs_shared, no_compute, packaged_weights, random_checkpoint, real_scene, two_grids
+from conftest import (
+    SHARED,
+    needs_cuda,
+    needs_shared,
+    no_compute,
+    packaged_weights,
+    random_checkpoint,
+    real_scene,
+    two_grids,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
@@ -475,8 +484,6 @@ def test_a_device_without_memory_says_so(checkpoint: Checkpoint, monkeypatch: py
 
 
 # -- on a GPU --------------------------------------------------------------------------------------------------------
-
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
 
 @pytest.mark.gpu

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import SHARED, needs_shared, packaged_weights
+from conftest import SHARED, needs_cuda, needs_shared, packaged_weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from literal_ginet import LiteralAttention, LiteralGINet
@@ -344,7 +344,7 @@ def test_all_positions_at_once_equal_one_after_the_other() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@needs_cuda
 @pytest.mark.parametrize(("window", "patch"), [(1, 1), (5, 3), (3, 5)])
 @pytest.mark.parametrize("size", [(1, 1), (5, 67), (130, 50)])
 def test_attention_on_a_gpu_equals_unfolded_patches(size: tuple[int, int], window: int, patch: int) -> None:
@@ -379,9 +379,12 @@ def test_sixteen_bits_differ_by_less_than_a_thousandth_on_a_real_scene(name: str
     network = load_checkpoint(name).network()
     with torch.inference_mode():
         exact = copy.deepcopy(network).double()(ms, hs)
-        mixed = mix(network.float())(ms.float(), hs.float())
+        mixed, coarser = (
+            mix(copy.deepcopy(network).float(), dtype)(ms.float(), hs.float())
+            for dtype in (torch.float16, torch.bfloat16)
+        )
     error = (mixed - exact).abs()
-    assert 0 < error.max() < 1e-3
+    assert 0 < error.max() < 1e-3 < (coarser - exact).abs().max()
     assert error.pow(2).mean().sqrt() < 1e-4
 
 

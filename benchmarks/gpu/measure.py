@@ -8,6 +8,7 @@ Needs the package installed; takes about two minutes on an H200.
 import argparse
 import copy
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,17 +17,19 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from quality import table
+from throughput import operations
 
 from xr_ginet.mapping.devices import arithmetic
 from xr_ginet.mapping.predictor import Predictor
-from xr_ginet.network import GINet, GINetConfig, available_weights, load_checkpoint
+from xr_ginet.network import GINet, available_weights, load_checkpoint
 from xr_ginet.network.attention import WindowAttention
 from xr_ginet.network.mixed import mix
-from xr_ginet.training.objective import start_near_bicubic
 
+NAMES = ("ginet", "ginet-s", "ginet-xs")
 TILE, BLOCKS = 10_980, 24
-PAPER = "the paper's, untrained"
 
 
 def seconds(function: Callable[[], object], runs: int = 5, warm_up: int = 2) -> float:
@@ -40,26 +43,6 @@ def seconds(function: Callable[[], object], runs: int = 5, warm_up: int = 2) -> 
         stop.synchronize()
         times.append(start.elapsed_time(stop) / 1e3)
     return statistics.median(times[warm_up:])
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows))
-
-
-def network_of(name: str) -> GINet:
-    if name != PAPER:
-        return load_checkpoint(name).network()
-    torch.manual_seed(0)
-    network = GINet(GINetConfig(assignment="soft"))
-    start_near_bicubic(network)
-    return network.requires_grad_(False)
-
-
-def operations_per_pixel(name: str) -> float:
-    ms, hs = torch.rand(1, 4, 64, 64), torch.rand(1, 6, 32, 32)
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        network_of(name)(ms, hs)
-    return counter.get_total_flops() / 64**2
 
 
 def peaks() -> dict[str, float]:
@@ -102,13 +85,15 @@ def exactness(scene: tuple[Tensor, Tensor]) -> str:
     return table(["weights", "precision", "largest difference, digital numbers", "RMS"], rows)
 
 
-def blocks(names: list[str], sides: list[int], peak: dict[str, float]) -> str:
+def blocks(sides: list[int], peak: dict[str, float]) -> str:
     """Return the network's rates on blocks that are on the device."""
     rows = []
-    for name in names:
-        operations = operations_per_pixel(name)
+    for name in NAMES:
+        small = torch.rand(1, 4, 64, 64), torch.rand(1, 6, 32, 32)
+        with torch.inference_mode():
+            per_pixel = operations(lambda: load_checkpoint(name).network()(*small)) / 64**2  # noqa: B023
         for precision in ("float32", "mixed"):
-            network = network_of(name).cuda()
+            network = load_checkpoint(name).network().cuda()
             network = mix(network) if precision == "mixed" else network
             for side in sides if precision == "mixed" else sides[:1]:
                 ms, hs = torch.rand(1, 4, side, side).cuda(), torch.rand(1, 6, side // 2, side // 2).cuda()
@@ -119,7 +104,7 @@ def blocks(names: list[str], sides: list[int], peak: dict[str, float]) -> str:
                     torch.cuda.synchronize()
                     first = time.perf_counter() - start
                     rate = side**2 / seconds(lambda: network(ms, hs), 3)  # noqa: B023
-                share = rate * operations / peak["float16" if precision == "mixed" else "float32"]
+                share = rate * per_pixel / peak["float16" if precision == "mixed" else "float32"]
                 memory = torch.cuda.max_memory_allocated() / 2**30
                 rows.append(
                     [name, precision, f"{side}", f"{rate / 1e6:.1f}", f"{share:.0%}", f"{memory:.2f}", f"{first:.2f}"]
@@ -139,14 +124,14 @@ def blocks(names: list[str], sides: list[int], peak: dict[str, float]) -> str:
     )
 
 
-def tile(names: list[str], block: int) -> str:
+def tile(block: int) -> str:
     """Return the device's time for a tile that is there, in overlapping blocks."""
     ms, hs = torch.rand(1, 4, TILE, TILE, device="cuda"), torch.rand(1, 6, TILE // 2, TILE // 2, device="cuda")
     out = torch.empty(1, 6, TILE, TILE, device="cuda")
     rows = []
-    for name in names:
-        network = mix(network_of(name).cuda())
-        depth = network.config.receptive_radius if name == PAPER else load_checkpoint(name).card["depth"]
+    for name in NAMES:
+        checkpoint = load_checkpoint(name)
+        network, depth = mix(checkpoint.network().cuda()), checkpoint.card["depth"]
 
         def run(network: GINet = network, depth: int = depth) -> None:
             for y in range(0, TILE, block):
@@ -163,12 +148,12 @@ def tile(names: list[str], block: int) -> str:
     return table(["weights, mixed precision", "block", "depth", "s for a tile of 10,980² on the device"], rows)
 
 
-def host(names: list[str], side: int) -> str:
+def host(side: int) -> str:
     """Return the rate of blocks from host memory and back there, as Dask's threads run them."""
     rng = np.random.default_rng(0)
     fine, coarse = rng.random((4, side, side), "float32"), rng.random((6, side // 2, side // 2), "float32")
     rows = []
-    for name in names:
+    for name in NAMES:
         run = Predictor.of(load_checkpoint(name), device="cuda")
         for threads in (1, 2, 4, 8):
             with ThreadPoolExecutor(threads) as pool:
@@ -193,8 +178,6 @@ def main(arguments: list[str] | None = None) -> None:
             torch.from_numpy(file[f"{options.scene}/{k}"] / np.float32(1e4))[None].cuda() for k in ("b10", "b20")
         )
     peak = peaks()
-    large = "ginet" if "ginet" in available_weights() else PAPER
-    names = [large, "ginet-s", "ginet-xs"]
     parts = [
         f"# On a GPU\n\n`python benchmarks/gpu/measure.py` on {torch.cuda.get_device_name()} with torch "
         f"{torch.__version__}. Matrix products of 8192²: "
@@ -204,9 +187,9 @@ def main(arguments: list[str] | None = None) -> None:
     for part in (
         attention,
         lambda: exactness(scene),
-        lambda: blocks(names, options.sides, peak),
-        lambda: tile(names, options.sides[-1] - 64),
-        lambda: host([n for n in names if n != PAPER], options.sides[1] // 64 * 64),
+        lambda: blocks(options.sides, peak),
+        lambda: tile(options.sides[-1] - 64),
+        lambda: host(options.sides[1] // 64 * 64),
     ):
         parts.append(part())
         print(parts[-1], flush=True)

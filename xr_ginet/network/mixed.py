@@ -70,10 +70,15 @@ class MixedGuide(nn.Module):
 class MixedCorrection(nn.Module):
     """What a `Correction` computes, with everything but the attention in ``dtype``."""
 
+    metrics: Tensor
+    values: Tensor
+    bias: Tensor
+
     def __init__(self, plain: Correction, dtype: torch.dtype) -> None:
         super().__init__()
         self.error_keys, self.guide_keys, self.attention = plain.error_keys, plain.guide_keys, plain.attention
-        self.metrics, self.values, self.bias = (tensor.detach() for tensor in plain.attention.folded())
+        for name, tensor in zip(("metrics", "values", "bias"), plain.attention.folded(), strict=True):
+            self.register_buffer(name, tensor.detach(), persistent=False)
         self.bands = plain.reconstruct.out_channels
         passed_on = torch.empty(ATTENTION_CHANNELS, ATTENTION_CHANNELS, 3, 3).to(plain.error_features.weight)
         nn.init.dirac_(passed_on)
@@ -94,10 +99,10 @@ class MixedCorrection(nn.Module):
 
     def _attend(self, error: Tensor, guide: Tensor) -> Tensor:
         """Return ``[attended, error, guide]`` as the features' convolution takes them."""
-        if not may_compile(error) or not error.is_cuda:
-            attended = self.attention(self.error_keys(error), self.guide_keys(guide))
-            return _narrow(torch.cat([attended, error, guide], dim=1), self.features)
-        return self._attend_on_gpu(error, guide)
+        if error.is_cuda and may_compile(error):
+            return self._attend_on_gpu(error, guide)
+        attended = self.attention(self.error_keys(error), self.guide_keys(guide))
+        return _narrow(torch.cat([attended, error, guide], dim=1), self.features)
 
     def _attend_on_gpu(self, error: Tensor, guide: Tensor) -> Tensor:
         from .attention_gpu import attend, embed
