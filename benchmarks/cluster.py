@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from quality import table
 
 import xr_ginet
-from xr_ginet.mapping import predictor
+from xr_ginet.mapping.heap import one_at_a_time
 from xr_ginet.mapping.pipeline import resolve_depth
 from xr_ginet.mapping.predictor import Predictor
 from xr_ginet.network import load_checkpoint
@@ -60,8 +60,9 @@ def first_chunk(store: Path, ended: threading.Event) -> float | None:
 
 def seconds_per_block(weights: str, chunk: int) -> float:
     """Return how long the network takes for a block, on one thread."""
-    run = Predictor.of(load_checkpoint(weights), device="cpu")
-    side = chunk + 2 * resolve_depth("auto", load_checkpoint(weights))
+    depth = resolve_depth("auto", load_checkpoint(weights))
+    run = Predictor.of(load_checkpoint(weights), device="cpu", depth=depth)
+    side = chunk + 2 * depth
     fine, coarse = np.ones((4, side, side), "float32"), np.ones((6, side // 2, side // 2), "float32")
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -73,10 +74,9 @@ def seconds_per_block(weights: str, chunk: int) -> float:
 def sleep_instead(seconds: float) -> None:
     """Let this process's networks sleep, and return zeros."""
 
-    def call(self: Predictor, fine: NDArray, coarse: NDArray) -> NDArray:
-        with predictor._one_block_at_a_time:
-            time.sleep(seconds)
-        return np.zeros((*coarse.shape[:-2], *fine.shape[-2:]), self.dtype)
+    def call(self: Predictor, fine: NDArray, coarse: NDArray, part: tuple[slice, slice]) -> NDArray:
+        one_at_a_time(time.sleep, seconds)
+        return np.zeros((*coarse.shape[:-2], *(p.stop - p.start for p in part)), self.dtype)
 
     Predictor.__call__ = call  # type: ignore[method-assign]
 
@@ -96,7 +96,10 @@ def throughput(
         client.run(torch.set_num_threads, 1)
         if asleep:
             client.run(sleep_instead, asleep)
-        cube.isel(time=slice(1)).ginet.to_zarr(folder / f"warm-{workers}-{bool(asleep)}.zarr", resume=True)
+        client.run(seconds_per_block, options.weights, 64)  # warms up
+        cube.isel(time=slice(1), y=slice(options.chunk), x=slice(options.chunk)).ginet.to_zarr(
+            folder / f"warm-{workers}-{bool(asleep)}.zarr", resume=True
+        )
         store = folder / f"{workers}-{bool(asleep)}.zarr"
         first = watcher.submit(first_chunk, store, ended)
         began = time.monotonic()

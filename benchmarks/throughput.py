@@ -23,7 +23,7 @@ from quality import table
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from xr_ginet.mapping.devices import heap
+from xr_ginet.mapping.heap import glibc
 from xr_ginet.network import GINet, GINetConfig, load_checkpoint
 
 MATRIX = 1024
@@ -109,7 +109,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("throughput.md"))
     options = parser.parse_args(arguments)
     before = torch.get_num_threads()
-    heap()
+    glibc()  # the main thread takes its memory from the main heap already
     rows = []
     for name in options.weights:
         sides = options.sides[:1] if name == PAPER else options.sides  # it takes minutes on larger ones

@@ -188,12 +188,12 @@ def test_a_depth_below_the_receptive_radius_differs(checkpoint: Checkpoint) -> N
     assert by_depth[checkpoint.config.receptive_radius] < 1e-12
 
 
-def test_exact_depth_is_the_receptive_radius_and_the_fill(checkpoint: Checkpoint) -> None:
+def test_exact_depth_is_the_receptive_radius(checkpoint: Checkpoint) -> None:
     assert checkpoint.config.receptive_radius == 30
-    assert resolve_depth("exact", checkpoint) == 30 + 8
+    assert resolve_depth("exact", checkpoint) == 30
     assert resolve_depth(16, checkpoint) == 16
-    assert resolve_depth("auto", checkpoint) == 30 + 8  # its card tells no depth
-    assert resolve_depth("auto", dataclasses.replace(checkpoint, card={"depth": 11})) == 12 + 8
+    assert resolve_depth("auto", checkpoint) == 30  # its card tells no depth
+    assert resolve_depth("auto", dataclasses.replace(checkpoint, card={"depth": 11})) == 12
 
 
 @given(seed=st.integers(0, 10_000), share=st.sampled_from([0.001, 0.05, 0.6]), side=st.integers(1, 20))
@@ -242,6 +242,24 @@ def test_missing_pixels_are_filled_with_the_mean_around_them() -> None:
     assert fill_missing(complete, 1) is complete
 
 
+def test_a_part_of_a_block_is_what_the_whole_block_has_there(checkpoint: Checkpoint) -> None:
+    rng = np.random.default_rng(3)
+    fine, coarse = rng.random((2, 4, 110, 96)), rng.random((2, 6, 55, 48))
+    coarse[1, 2, 20, 7] = np.nan
+    rows, columns = slice(37, 48), slice(3, 20)
+    radius = checkpoint.config.receptive_radius
+    whole = Predictor.of(checkpoint, precision="float64")(fine, coarse)
+    sees_all = Predictor.of(checkpoint, precision="float64", depth=radius)
+    part = sees_all(fine, coarse, part=(rows, columns))
+    assert_allclose(part, whole[..., rows, columns], rtol=0, atol=1e-12)
+    assert np.isnan(part[1, 2]).sum() == 4
+    sees_less = dataclasses.replace(sees_all, depth=4)
+    part = sees_less(fine, coarse, part=(rows, columns))
+    assert np.nanmax(np.abs(part - whole[..., rows, columns])) > 1e-6
+    fine[:, :, : 36 - 4] = 0.9
+    assert_array_equal(sees_less(fine, coarse, part=(rows, columns)), part)
+
+
 def test_blocks_without_a_valid_pixel_skip_the_network() -> None:
     predictor = Predictor("nowhere.safetensors", "0", 2)
     result = predictor(np.full((4, 8, 8), np.nan, "float32"), np.ones((6, 4, 4), "float32"))
@@ -263,7 +281,7 @@ def test_result_keeps_coordinates_crs_and_provenance(checkpoint: Checkpoint) -> 
     assert result["B11"].dtype == np.float32
     assert result.attrs["source_items"] == ["a", "b"]
     assert result.attrs["ginet_weights_sha256"] == checkpoint.sha256
-    assert result.attrs["ginet_depth"] == 38
+    assert result.attrs["ginet_depth"] == 30
     xr.testing.assert_equal(result["B08"].compute(), cube["B08"].compute())
 
 

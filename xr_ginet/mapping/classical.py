@@ -136,10 +136,10 @@ class Bicubic:
 
     @property
     def depth(self) -> int:
-        """Return the overlap in fine pixels that makes chunks invisible: of the taps, and of the fill."""
+        """Return the overlap in fine pixels that makes chunks invisible where nothing is missing."""
         step = TAPS_PER_FACTOR * self.factor // 2 + 2 * self.factor
         reach = max(2 * self.factor, self.steps * step)
-        return -(-reach // self.factor) * self.factor + FILL_RADIUS * self.factor
+        return -(-reach // self.factor) * self.factor
 
     def __call__(self, fine: NDArray, coarse: NDArray, *model: ClusterModel) -> NDArray:
         """Return the coarse bands of one block at the fine resolution, as `Predictor` does."""

@@ -1,21 +1,16 @@
-"""What processors and CUDA devices need around arithmetic: memory that is used again, copies beside it, precision."""
+"""What CUDA devices need around arithmetic: copies beside it, precision."""
 
 from __future__ import annotations
 
-import ctypes
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     import torch
-
-MALLOPT = {-4: 0, -1: 2**31 - 1, -2: 2**26}
-"""M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD of glibc: no mappings, and a heap that does not shrink by itself."""
 
 _threads = threading.local()
 
@@ -53,34 +48,15 @@ def to_host(result: torch.Tensor) -> NDArray:
 
 @contextmanager
 def arithmetic(device: str) -> Iterator[None]:
-    """Let torch work fast and exactly: large tensors from the heap on processors, all 32 bits on CUDA devices.
+    """Let torch work with all 32 bits on CUDA devices; at the end they are done.
 
-    torch's own default there rounds the factors of convolutions to 19 bits. At the end the device is done.
+    torch's own default rounds the factors of convolutions to 19 bits.
     """
     import torch
 
     if not device.startswith("cuda"):
-        give_back = heap()
         yield
-        give_back()
         return
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False), torch.cuda.device(device):
         yield
         torch.cuda.current_stream().synchronize()
-
-
-@lru_cache(maxsize=1)
-def heap() -> Callable[[], object]:
-    """Let large tensors come from the heap, and return the function that gives its free pages back to the system.
-
-    By default glibc maps each of them anew, and the kernel zeroes it page by page: on blocks of 560² pixels that took
-    as long as the network's arithmetic. Elsewhere than with glibc nothing is done.
-    """
-    try:
-        libc = ctypes.CDLL(None)
-        for parameter, value in MALLOPT.items():
-            libc.mallopt(parameter, value)
-        trim = libc.malloc_trim
-    except (OSError, TypeError, AttributeError):
-        return lambda: None
-    return lambda: trim(0)

@@ -33,6 +33,13 @@ class Window(NamedTuple):
     trim: slice
     """The output chunk within the window."""
 
+    @classmethod
+    def around(cls, part: slice, size: int, *, factor: int, depth: int) -> Window:
+        """Return the window of ``part`` of an axis of ``size`` fine pixels, rounded outwards to whole coarse ones."""
+        start = max(0, part.start // factor * factor - depth)
+        stop = min(size, -(-part.stop // factor) * factor + depth)
+        return cls(start, stop, slice(part.start - start, part.stop - start))
+
 
 def windows(chunks: Sequence[int], *, factor: int, depth: int) -> list[Window]:
     """Return the window of each output chunk along one axis.
@@ -51,15 +58,8 @@ def windows(chunks: Sequence[int], *, factor: int, depth: int) -> list[Window]:
     >>> windows((3, 5), factor=2, depth=2)
     [Window(start=0, stop=6, trim=slice(0, 3, None)), Window(start=0, stop=8, trim=slice(3, 8, None))]
     """
-    size = sum(chunks)
-    result, begin = [], 0
-    for chunk in chunks:
-        end = begin + chunk
-        start = max(0, begin // factor * factor - depth)
-        stop = min(size, -(-end // factor) * factor + depth)
-        result.append(Window(start, stop, slice(begin - start, end - start)))
-        begin = end
-    return result
+    bounds = itertools.pairwise(itertools.accumulate(chunks, initial=0))
+    return [Window.around(slice(*bound), sum(chunks), factor=factor, depth=depth) for bound in bounds]
 
 
 def map_windows(
@@ -71,6 +71,7 @@ def map_windows(
     dtype: DTypeLike,
     parameters: Sequence[Delayed] = (),
     resources: Mapping[str, float] | None = None,
+    by_part: bool = False,
 ) -> da.Array:
     """Return ``function`` mapped over overlapping windows of all arrays, lazily.
 
@@ -95,6 +96,9 @@ def map_windows(
         What a call of the function takes of a distributed worker, as ``{"GPU": 1}``: it then runs only where workers
         have it. Dask forgets that of graphs that it fuses, and of what is written with ``compute=False``; `to_zarr`
         avoids both.
+    by_part : bool
+        Whether the function takes ``part=(rows, columns)``, where the output chunk lies in the fine block, and returns
+        that part alone; otherwise it returns the whole block, which is cut.
 
     Returns
     -------
@@ -124,7 +128,8 @@ def map_windows(
                 _pieces(cuts, f"{name}-cut-{n}", array, f, position, (i, row), (j, column))
                 for n, (array, f) in enumerate(zip(arrays, factors, strict=True))
             ]
-            graph[name, *position, 0, i, j] = (_apply, function, (row.trim, column.trim), extra, *pieces)
+            apply = _apply_to_part if by_part else _apply
+            graph[name, *position, 0, i, j] = (apply, function, (row.trim, column.trim), extra, *pieces)
     chunks = (*lead, (n_bands,), first.chunks[-2], first.chunks[-1])
     dependencies: list[Any] = [*arrays, *parameters]
     inputs = HighLevelGraph.from_collections(f"{name}-cut", cuts, dependencies=dependencies)
@@ -210,8 +215,14 @@ def _cut(block: NDArray, rows: slice, columns: slice) -> NDArray:
 
 def _apply(function: Block, trim: tuple[slice, slice], extra: list[Any], *pieces: list[list[NDArray]]) -> NDArray:
     """Return the trimmed output of one window, from the parts of each array."""
-    blocks = [_join(p) for p in pieces]
-    return function(*blocks, *extra)[..., trim[0], trim[1]]
+    return function(*map(_join, pieces), *extra)[..., trim[0], trim[1]]
+
+
+def _apply_to_part(
+    function: Block, part: tuple[slice, slice], extra: list[Any], *pieces: list[list[NDArray]]
+) -> NDArray:
+    """Return the output of a function that trims itself."""
+    return function(*map(_join, pieces), *extra, part=part)
 
 
 def _join(pieces: list[list[NDArray]]) -> NDArray:

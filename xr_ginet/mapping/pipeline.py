@@ -76,10 +76,11 @@ def superresolve(
         Likewise for them, of a network for factor 6 (``xr-ginet train`` with ``resolution = 60``). None is without
         training, as with ``weights=None``, which has been more accurate (``benchmarks/quality.md``).
     depth : "exact", "auto" or int
-        Overlap of the blocks in 10 m pixels. ``"exact"`` is what the network can see, so that the result does not
-        depend on the chunks. ``"auto"`` is faster: with the packaged weights the result depends on them by less than
-        1e-5, a tenth of a digital number, measured on real scenes (``benchmarks/depths.md``); weights whose card tells
-        no depth get the exact one. An even number is wrong near chunk edges by what the network sees beyond it.
+        Overlap of the blocks in 10 m pixels; what fills gaps is read on top of it. ``"exact"`` is what the network can
+        see, so that the result does not depend on the chunks. ``"auto"`` is faster: with the packaged weights the
+        result depends on them by less than 1e-5, a tenth of a digital number, measured on real scenes
+        (``benchmarks/depths.md``); weights whose card tells no depth get the exact one. An even number is wrong near
+        chunk edges by what the network sees beyond it.
     device : str
         A torch device, or ``"auto"``: CUDA where the graph is built with it, else the CPU. With ``resources`` a device
         need not be where the graph is built.
@@ -151,14 +152,15 @@ class Network(NamedTuple):
     self_ensemble: bool
     resources: Mapping[str, float] | None
 
-    def of(self, checkpoint: Checkpoint) -> Predictor:
-        """Return the network of a checkpoint as a function of blocks."""
+    def of(self, checkpoint: Checkpoint, depth: int) -> Predictor:
+        """Return the network of a checkpoint as a function of blocks that overlap by ``depth``."""
         return Predictor.of(
             checkpoint,
             device=self.device,
             precision=self.precision,
             consistency=self.consistency,
             self_ensemble=self.self_ensemble,
+            depth=depth,
             elsewhere=self.resources is not None,
         )
 
@@ -193,9 +195,8 @@ def _by_network(ds: xr.Dataset, checkpoint: Checkpoint, depth: int | str, networ
         "ginet_self_ensemble": int(network.self_ensemble),  # attributes in netCDF and Zarr v2 know no booleans
     }
     bands, pixels = bands_of_network(checkpoint.config), resolve_depth(depth, checkpoint)
-    return _map_bands(
-        ds, network.of(checkpoint), bands, depth=pixels, provenance=provenance, resources=network.resources
-    )
+    function = network.of(checkpoint, pixels)
+    return _map_bands(ds, function, bands, depth=pixels, provenance=provenance, resources=network.resources)
 
 
 def classical(
@@ -268,11 +269,12 @@ def _map_bands(
         stack_bands(ds, bands.fine, FINE_DIMS),
         stack_bands(ds, bands.coarse, bands.coarse_dims),
         factors=(1, bands.factor),
-        depth=depth,
+        depth=depth + FILL_RADIUS * bands.factor,
         n_bands=len(bands.coarse),
         dtype=function.dtype,
         parameters=parameters,
         resources=resources,
+        by_part=isinstance(function, Predictor),
     )
     cube = ds[list(bands.fine)].drop_attrs(deep=False)
     first = cube[bands.fine[0]].transpose(..., *FINE_DIMS)
@@ -388,16 +390,15 @@ def resolve_weights(weights: str | Path | Checkpoint, device: str = "cpu") -> Ch
 
 
 def resolve_depth(depth: int | str, checkpoint: Checkpoint) -> int:
-    """Return the overlap in fine pixels.
+    """Return how far around a block the network sees, in fine pixels: a multiple of the factor.
 
-    ``"exact"`` is the receptive radius, ``"auto"`` the depth that the card tells, and both have the radius on top from
-    which missing pixels are filled, rounded up to whole coarse pixels.
+    ``"exact"`` is the receptive radius, ``"auto"`` the depth that the card tells.
     """
     config = checkpoint.config
     if depth in ("exact", "auto"):
         told = checkpoint.card.get("depth") if depth == "auto" else None
         radius = config.receptive_radius if told is None else int(told)
-        return -(-radius // config.factor) * config.factor + FILL_RADIUS * config.factor
+        return -(-radius // config.factor) * config.factor
     if isinstance(depth, bool) or not isinstance(depth, int | np.integer) or depth < 0 or depth % config.factor:
         raise ValueError(
             f"depth={depth!r}: must be 'exact', 'auto' or a number of 10 m pixels that is a multiple of {config.factor}"

@@ -10,7 +10,6 @@ that its memory does not hold is worked on in parts.
 from __future__ import annotations
 
 import operator
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, reduce
@@ -21,7 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .devices import arithmetic, choose_device, copying, to_host
+from .heap import one_at_a_time
 from .missing import FILL_RADIUS, fill_missing, output_mask
+from .overlap import Window
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 Consistency = Literal["none", "exact"]
 Precision = Literal["auto", "float32", "float64", "mixed"]
 
-_one_block_at_a_time = threading.Lock()
 _too_large: dict[Predictor, int] = {}
 """Pixels of the smallest block that did not fit a device's memory."""
 
@@ -61,6 +61,9 @@ class Predictor:
     """``exact``: the mean of each block of the output is then made to equal its coarse pixel."""
     self_ensemble: bool = False
     """Average over the eight symmetries of the square, at eight times the cost."""
+    depth: int | None = None
+    """Fine pixels around the part of a block that is asked for which the network sees; None: all of them. What lies
+    further away only fills gaps."""
 
     @classmethod
     def of(
@@ -71,6 +74,7 @@ class Predictor:
         precision: Precision = "auto",
         consistency: Consistency = "none",
         self_ensemble: bool = False,
+        depth: int | None = None,
         elsewhere: bool = False,
     ) -> Predictor:
         """Return the predictor of a checkpoint.
@@ -106,6 +110,7 @@ class Predictor:
             precision,
             consistency,
             self_ensemble,
+            depth,
         )
 
     @property
@@ -113,8 +118,8 @@ class Predictor:
         """Return the dtype of the output."""
         return np.dtype("float32" if self.precision == "mixed" else self.precision)
 
-    def __call__(self, fine: NDArray, coarse: NDArray) -> NDArray:
-        """Return the coarse bands of one block at the fine resolution.
+    def __call__(self, fine: NDArray, coarse: NDArray, part: tuple[slice, slice] | None = None) -> NDArray:
+        """Return the coarse bands of one block, or of a part of it, at the fine resolution.
 
         Parameters
         ----------
@@ -122,20 +127,28 @@ class Predictor:
             Reflectance; NaN is missing.
         coarse : (..., band, h / factor, w / factor)
             Likewise.
+        part : (slice, slice), optional
+            Fine rows and columns of the block that are asked for, with start and stop; all by default.
 
         Returns
         -------
         (..., band, h, w)
             NaN where the coarse pixel or any fine band is missing.
         """
-        missing = output_mask(fine, coarse, self.factor)
+        height, width = fine.shape[-2:]
+        rows, columns = part or (slice(0, height), slice(0, width))
+        missing = output_mask(fine, coarse, self.factor)[..., rows, columns]
         if missing.all():
             return np.full(missing.shape, np.nan, self.dtype)
+        fine = fill_missing(fine, FILL_RADIUS * self.factor)
+        coarse = fill_missing(coarse, FILL_RADIUS)
+        f, depth = self.factor, max(height, width) if self.depth is None else self.depth
+        y, x = Window.around(rows, height, factor=f, depth=depth), Window.around(columns, width, factor=f, depth=depth)
         result = self._run(
             self._predict,
-            fill_missing(fine, FILL_RADIUS * self.factor),
-            fill_missing(coarse, FILL_RADIUS),
-        )
+            fine[..., y.start : y.stop, x.start : x.stop],
+            coarse[..., y.start // f : y.stop // f, x.start // f : x.stop // f],
+        )[..., y.trim, x.trim].copy()  # for what is around it to be used again
         result[missing] = np.nan
         return result
 
@@ -167,15 +180,21 @@ class Predictor:
         with torch.inference_mode():
             with copying(self.device):
                 images = [self._tensor(block) for block in blocks]
-            with _one_block_at_a_time, arithmetic(self.device):
-                network = _network(self.path, self.sha256, self.device, self.precision)
-                results = [
-                    self._within_memory(function, network, *(image[i : i + 1] for image in images))
-                    for i in range(len(images[0]))
-                ]
-                result = results[0] if len(results) == 1 else torch.cat(results)
+            result = one_at_a_time(self._compute, function, images)
             with copying(self.device):
                 return to_host(result).reshape(*lead, *result.shape[1:])
+
+    def _compute(self, function: Callable[..., torch.Tensor], images: list[torch.Tensor]) -> torch.Tensor:
+        """Return ``function(network, *images)``, image by image along the first axis."""
+        import torch
+
+        with torch.inference_mode(), arithmetic(self.device):
+            network = _network(self.path, self.sha256, self.device, self.precision)
+            results = [
+                self._within_memory(function, network, *(image[i : i + 1] for image in images))
+                for i in range(len(images[0]))
+            ]
+            return results[0] if len(results) == 1 else torch.cat(results)
 
     def _tensor(self, block: NDArray) -> torch.Tensor:
         """Return a block ``(..., band, h, w)`` as a batch of images on the device."""
