@@ -246,6 +246,8 @@ class Guide(nn.Module):
         )
 
     def forward(self, ms: Tensor) -> Tensor:  # (N, 4, H, W) -> (N, B, H, W)
+        if not torch.is_grad_enabled():
+            ms = ms.contiguous(memory_format=torch.channels_last)  # faster, as in Correction
         logits = self.classify(ms)  # (N, C, H, W)
         if self.temperature is not None:
             logits = logits / self.temperature
@@ -256,7 +258,7 @@ class Guide(nn.Module):
         for cluster, (weight_a, bias_a, weight_b, bias_b) in enumerate(layers):  # one by one, for memory's sake
             hidden = F.conv2d(ms, weight_a, bias_a).relu_()  # (N, F, H, W)
             guide = guide + share[:, cluster : cluster + 1] * F.conv2d(hidden, weight_b, bias_b).relu_()
-        return guide
+        return guide.contiguous()
 
 
 def cluster_shares(logits: Tensor, *, hard: bool) -> Tensor:
