@@ -260,6 +260,21 @@ def test_a_part_of_a_block_is_what_the_whole_block_has_there(checkpoint: Checkpo
     assert_array_equal(sees_less(fine, coarse, part=(rows, columns)), part)
 
 
+def test_networks_have_the_threads_of_who_calls_them(checkpoint: Checkpoint) -> None:
+    seen = []
+
+    def spy(network: object, image: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.get_num_threads())
+        return image
+
+    before = torch.get_num_threads()
+    for threads in (2, 1):
+        torch.set_num_threads(threads)
+        Predictor.of(checkpoint)._run(spy, np.ones((4, 8, 8), "float32"))
+    torch.set_num_threads(before)
+    assert seen == [2, 1]
+
+
 def test_blocks_without_a_valid_pixel_skip_the_network() -> None:
     predictor = Predictor("nowhere.safetensors", "0", 2)
     result = predictor(np.full((4, 8, 8), np.nan, "float32"), np.ones((6, 4, 4), "float32"))

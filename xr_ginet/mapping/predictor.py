@@ -180,14 +180,16 @@ class Predictor:
         with torch.inference_mode():
             with copying(self.device):
                 images = [self._tensor(block) for block in blocks]
-            result = one_at_a_time(self._compute, function, images)
+            result = one_at_a_time(self._compute, function, images, torch.get_num_threads())
             with copying(self.device):
                 return to_host(result).reshape(*lead, *result.shape[1:])
 
-    def _compute(self, function: Callable[..., torch.Tensor], images: list[torch.Tensor]) -> torch.Tensor:
+    def _compute(self, function: Callable[..., torch.Tensor], images: list[torch.Tensor], threads: int) -> torch.Tensor:
         """Return ``function(network, *images)``, image by image along the first axis."""
         import torch
 
+        if torch.get_num_threads() != threads:  # torch keeps a number for each thread
+            torch.set_num_threads(threads)
         with torch.inference_mode(), arithmetic(self.device):
             network = _network(self.path, self.sha256, self.device, self.precision)
             results = [
