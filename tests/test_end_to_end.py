@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dask
 import numpy as np
 import pytest
 import xarray as xr
 from conftest import needs_shared, no_compute, real_scene, scene_item, with_classification
+from dask.callbacks import Callback
 from local_stac import serve
 from numpy.testing import assert_allclose
 from typer.testing import CliRunner
@@ -42,6 +44,38 @@ def gers(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, Path]:
         item_id="T30TYP_20181023",
     )
     return item, folder
+
+
+class Order(Callback):
+    """The names of the tasks that Dask starts, in order."""
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+        super().__init__(pretask=lambda key, dsk, state: self.started.append(key[0] if type(key) is tuple else key))
+
+
+@needs_shared
+@pytest.mark.parametrize("options", [{}, {"resume": True}, {"progress": True}], ids=str)
+def test_a_cube_is_read_worked_on_and_written_row_by_row(
+    gers: tuple[dict, Path], options: dict[str, bool], tmp_path: Path
+) -> None:
+    item, _ = gers
+    sr = xr_ginet.open_stac([item], chunks=32).ginet.superresolve(weights="ginet-xs", depth="auto")
+    with Order() as order, dask.config.set(scheduler="sync"):
+        sr.ginet.to_zarr(tmp_path / "cube.zarr", **options)
+    kinds = [
+        next((k for k in ("reflectance", "ginet-windows", "store-map") if n.startswith(k) and "-cut-" not in n), "")
+        for n in order.started
+    ]
+    reads, calls, writes = (
+        np.cumsum([kind == k for kind in kinds]) for k in ("reflectance", "ginet-windows", "store-map")
+    )
+    assert calls[-1] == 80
+    assert (reads[-1], writes[-1]) == (800, 800)
+    for done in (10, 40, 70):
+        there = int(np.searchsorted(calls, done))
+        assert reads[there] < 10 * (done + 8 + 2)  # those, the next row, and its corner
+        assert writes[there] > 10 * (done - 2)
 
 
 @needs_shared

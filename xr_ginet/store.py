@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import dask
 import xarray as xr
+from dask.core import get_deps
 
 from . import growing
 from .encoding import Layout, StoredDtype, encoded, encoding_of
@@ -292,17 +293,20 @@ def current_client() -> Any | None:
         return None
 
 
-def progress_bar(write: Any) -> None:
-    """Compute a delayed write under a progress bar, of the distributed client's where there is one."""
+def progress_bar(write: Callable[..., Any]) -> None:
+    """Write under a progress bar, of the distributed client's where there is one."""
     client = current_client()
     if client is None:
         from dask.diagnostics import ProgressBar
 
         with ProgressBar():
-            dask.compute(write)
+            write()
         return
     from distributed import progress
 
-    future = client.compute(write)
-    progress(future)
-    future.result()
+    # Not the one task at the end, which depends on all blocks: with it Dask does not work row by row.
+    (delayed,) = dask.optimize(write(compute=False))
+    graph = dict(delayed.__dask_graph__())
+    blocks = client.get(graph, list(get_deps(graph)[0][delayed.key]), sync=False)
+    progress(blocks)
+    client.gather(blocks)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import dask
@@ -118,8 +119,8 @@ def write_pixels(cube: xr.Dataset, target: Any, progress: Callable[[Any], None] 
         with dask.config.set({"optimization.fuse.active": False}):
             cube.to_zarr(target, **options)
         return
-    write = cube.to_zarr(target, compute=False, **options)
-    progress(write) if progress else dask.compute(write)
+    write = partial(cube.to_zarr, target, **options)
+    progress(write) if progress else write()
 
 
 def is_repository(target: Any) -> bool:

@@ -21,7 +21,7 @@ MALLOPT = {-4: 0, -1: 2**31 - 1, -2: 2**26, -8: 1}
 and no more heaps than there are."""
 
 IDLE_SECONDS = 1.0
-"""After which free memory goes back to the system."""
+"""After which all free memory goes back to the system."""
 
 _lock = threading.Lock()
 _idle: list[threading.Timer] = []
@@ -42,6 +42,7 @@ def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         return function(*arguments)
     finally:
         if libc := glibc():
+            libc.malloc_trim(2**31)  # free pages of other threads, and none at the end of the heap
             _idle[:] = [threading.Timer(IDLE_SECONDS, libc.malloc_trim, (0,))]
             _idle[0].daemon = True
             _idle[0].start()
@@ -68,6 +69,7 @@ def glibc() -> Any:
     try:
         libc = ctypes.CDLL(None)
         libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
+        libc.malloc_trim.argtypes = [ctypes.c_size_t]
         libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
         for parameter, value in MALLOPT.items():
             libc.mallopt(parameter, value)

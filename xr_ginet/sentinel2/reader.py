@@ -10,7 +10,7 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -21,6 +21,9 @@ from .grids import DIMS, FINE_DIMS, Grid
 from .items import BandAsset, Scene
 from .patience import patiently
 from .radiometry import Radiometry
+
+if TYPE_CHECKING:
+    import dask.array as da
 
 
 def read_scenes(
@@ -72,7 +75,7 @@ def _raster_numbers(scenes: Sequence[Scene], names: Sequence[str], grid: Grid, e
 
     read = [scene.bands[name].radiometry for scene in scenes for name in names]
     dtype = np.result_type(*{radiometry.dtype for radiometry in read})
-    return stackstac.stack(
+    numbers = stackstac.stack(
         # Plain items of our own making: stackstac 0.5.1 does not read what pystac 1.15 makes of proj:epsg.
         [_plain_item(scene, names) for scene in scenes],
         assets=list(names),
@@ -92,6 +95,25 @@ def _raster_numbers(scenes: Sequence[Scene], names: Sequence[str], grid: Grid, e
         reader=PatientReader,
         errors_as_nodata=(),  # by default a file that is not found would be nothing but missing pixels
     ).reset_coords(drop=True)
+    return numbers.copy(data=_with_readers_at_hand(numbers.data))
+
+
+def _with_readers_at_hand(numbers: da.Array) -> da.Array:
+    """Return stackstac's array with its readers as data of the graph; they open files when they are asked for pixels.
+
+    As tasks, each of which all blocks of a raster depend on, they made Dask read whole rasters before the first block
+    was worked on.
+    """
+    import dask
+    import dask.array as da
+    from dask.highlevelgraph import HighLevelGraph, MaterializedLayer
+
+    layers, dependencies = dict(numbers.dask.layers), dict(numbers.dask.dependencies)
+    for name in [name for name in layers if name.startswith("asset_table_to_reader_and_window")]:
+        keys = list(layers[name].get_output_keys())
+        layers[name] = MaterializedLayer(dict(zip(keys, dask.get(numbers.dask, keys), strict=True)))
+        dependencies[name] = set()
+    return da.Array(HighLevelGraph(layers, dependencies), numbers.name, numbers.chunks, meta=numbers._meta)
 
 
 def _zarr_numbers(scenes: Sequence[Scene], names: Sequence[str], grid: Grid, epsg: int, chunk: int) -> xr.DataArray:
