@@ -26,7 +26,7 @@ BANDS = ("B02", "B05")
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "FIRST_PAUSE", 0.01)
     monkeypatch.setattr(patience, "STAC_TIMEOUT", (1.0, 0.5))
-    monkeypatch.setitem(rasters.TIMEOUTS, "GDAL_HTTP_LOW_SPEED_TIME", 1)
+    monkeypatch.setitem(rasters.LIMITS, "GDAL_HTTP_LOW_SPEED_TIME", 1)
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,14 @@ from stackstac.rio_reader import AutoParallelRioReader
 from .addresses import without_secrets
 from .patience import patiently
 
-TIMEOUTS = {"GDAL_HTTP_CONNECTTIMEOUT": 10, "GDAL_HTTP_LOW_SPEED_TIME": 20, "GDAL_HTTP_LOW_SPEED_LIMIT": 1}
-"""Seconds to connect; seconds without a byte per second after which a transfer has stalled. The environment's win."""
+LIMITS = {
+    "GDAL_HTTP_CONNECTTIMEOUT": 10,
+    "GDAL_HTTP_LOW_SPEED_TIME": 20,
+    "GDAL_HTTP_LOW_SPEED_LIMIT": 1,
+    "GDAL_CACHEMAX": 256,
+}
+"""Seconds to connect; seconds without a byte per second after which a transfer has stalled; megabytes that GDAL keeps,
+by default a twentieth of the machine's. The environment's win."""
 
 
 class _WithoutSecrets(logging.Filter):
@@ -29,8 +35,8 @@ for _name in ("rasterio._base", "rasterio._env", "rasterio._err"):  # where GDAL
 
 
 def gdal_env() -> Any:
-    """Return stackstac's settings of GDAL, with limits to how long a server may keep silent."""
-    limits = {name: value for name, value in TIMEOUTS.items() if name not in os.environ}
+    """Return stackstac's settings of GDAL, with limits to how long a server may keep silent, and to what is kept."""
+    limits = {name: value for name, value in LIMITS.items() if name not in os.environ}
     return stackstac.DEFAULT_GDAL_ENV.updated(always=limits)
 
 
