@@ -96,7 +96,8 @@ def throughput(
         client.run(torch.set_num_threads, 1)
         if asleep:
             client.run(sleep_instead, asleep)
-        client.run(seconds_per_block, options.weights, 64)  # warms up
+        else:
+            client.run(seconds_per_block, options.weights, 64)  # warms up
         cube.isel(time=slice(1), y=slice(options.chunk), x=slice(options.chunk)).ginet.to_zarr(
             folder / f"warm-{workers}-{bool(asleep)}.zarr", resume=True
         )

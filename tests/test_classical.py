@@ -78,7 +78,7 @@ def test_a_smaller_depth_would_show() -> None:
     cube = two_grids((36, 29), seed=1)
     whole = classical(cube, "regression", precision="float64")["B05"].values
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ClusterRegression, "depth", 12)
+        patch.setattr(ClusterRegression, "depth", 4)  # and 8 pixels for gaps
         parts = classical(cube.chunk({"y": 20, "x": 20}), "regression", precision="float64")["B05"].values
     assert np.abs(parts - whole).max() > 1e-6
 
