@@ -134,13 +134,13 @@ def scheduler_memory(blocks: int, chunk: int) -> tuple[int, int]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--side", type=int, default=2048, help="pixels of a date at 10 m")
+    parser.add_argument("--side", type=int, default=4096, help="pixels of a date at 10 m")
     parser.add_argument("--chunk", type=int, default=1024, help="that of xr-ginet superresolve")
     parser.add_argument("--dates", type=int, default=1)
     parser.add_argument("--weights", default="ginet-s")
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2])
-    parser.add_argument("--simulated", type=int, nargs="*", default=[4, 8])
-    parser.add_argument("--simulated-side", type=int, default=4096)
+    parser.add_argument("--simulated", type=int, nargs="*", default=[4, 9])
+    parser.add_argument("--simulated-side", type=int, default=6144)
     parser.add_argument("--blocks", type=int, default=10_000)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("cluster.md"))
     options = parser.parse_args(arguments)

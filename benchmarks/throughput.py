@@ -128,7 +128,8 @@ def main(arguments: list[str] | None = None) -> None:
         f"{MATRIX} × {MATRIX} matrix product in the same round. Matrix products in bfloat16 reach {half:.2f} of the "
         f"rate in float32 here.\n\n{table(header, rows)}\n\n## Blocks one after the other, or side by side\n\n"
         f"{cores} blocks on {cores} cores, Mpixel/s: one at a time with {cores} threads, as our processes work, or "
-        "all at once with a thread each, which takes as many times the memory.\n\n"
+        "all at once with a thread each, which takes as many times the memory; only one of them then has glibc's main "
+        "heap (`mapping/heap.py`).\n\n"
         f"{table(['weights', 'block', 'after', 'beside', 'ratio'], ways)}\n"
     )
     options.out.write_text(page)

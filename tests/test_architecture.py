@@ -180,19 +180,20 @@ def start(n):
 found = []
 start(5).set()  # they leave heaps behind
 start(12)  # they keep theirs
-print(heap.one_at_a_time(heap._is_on_main_heap))
+print(heap.glibc.cache_info().currsize, heap.one_at_a_time(threading.active_count, large=False))
+print(heap.glibc.cache_info().currsize, heap.one_at_a_time(heap._is_on_main_heap))
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the heap is told of with glibc only")
 def test_networks_take_memory_from_the_main_heap_whatever_threads_there_are() -> None:
     output = subprocess.run([sys.executable, "-c", HEAPS], capture_output=True, text=True, check=True).stdout
-    assert output == "True\n"
+    assert output == "0 14\n0 True\n"  # for CUDA devices nothing is told to glibc
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the heap is told of with glibc only")
 def test_large_tensors_are_not_zeroed_anew_by_the_kernel(tmp_path: Path) -> None:
-    path = save_checkpoint(tmp_path / "w.safetensors", GINet(GINetConfig(n_features=22, n_stages=1))).path
+    path = save_checkpoint(tmp_path / "w.safetensors", GINet(GINetConfig(n_features=22, n_stages=3))).path
     environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
 
     def faults(kind: str) -> int:
@@ -200,7 +201,7 @@ def test_large_tensors_are_not_zeroed_anew_by_the_kernel(tmp_path: Path) -> None
         return int(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
 
     default, ours = faults("default"), faults("ours")
-    assert ours < default / 5  # what is left is the block's input and output
+    assert ours < default / 10  # what is left is the block's input and output
 
 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "examples").glob("*.ipynb")), ids=lambda p: p.stem)

@@ -80,6 +80,11 @@ def test_writing_can_be_put_off_and_watched(cube: xr.Dataset, tmp_path, capsys) 
     xr_ginet.to_zarr(cube, tmp_path / "b.zarr", progress=True)
     assert "100% Completed" in capsys.readouterr().out
     xr.testing.assert_identical(xr.open_zarr(tmp_path / "a.zarr").load(), xr.open_zarr(tmp_path / "b.zarr").load())
+    distributed = pytest.importorskip("distributed")
+    with distributed.Client(processes=False, n_workers=1, dashboard_address=":0"):
+        xr_ginet.to_zarr(cube, tmp_path / "c.zarr", progress=True)
+    assert "100% Completed" in capsys.readouterr().out
+    xr.testing.assert_identical(xr.open_zarr(tmp_path / "a.zarr").load(), xr.open_zarr(tmp_path / "c.zarr").load())
 
 
 @pytest.mark.parametrize(

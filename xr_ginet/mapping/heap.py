@@ -28,11 +28,14 @@ _idle: list[threading.Timer] = []
 """The one that will give memory back, after the first call."""
 
 
-def one_at_a_time(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return ``function(*arguments)``, called on the one thread of this process that networks run on."""
+def one_at_a_time(function: Callable[..., Any], *arguments: Any, large: bool = True) -> Any:
+    """Return ``function(*arguments)``, called on the one thread of this process that networks run on.
+
+    Where no ``large`` tensors are in the processor's memory, as on CUDA devices, that memory is left as it is.
+    """
     with _lock:
-        thread = _thread()
-    return thread.submit(_call, function, arguments).result()
+        thread = _thread(large)
+    return (thread.submit(_call, function, arguments) if large else thread.submit(function, *arguments)).result()
 
 
 def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
@@ -42,25 +45,25 @@ def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
         return function(*arguments)
     finally:
         if libc := glibc():
-            libc.malloc_trim(2**31)  # free pages of other threads, and none at the end of the heap
             _idle[:] = [threading.Timer(IDLE_SECONDS, libc.malloc_trim, (0,))]
             _idle[0].daemon = True
             _idle[0].start()
 
 
-@lru_cache(maxsize=1)
-def _thread() -> ThreadPoolExecutor:
-    """Return the thread; with glibc one of the main heap, if there is any among those that can be had."""
+@lru_cache(maxsize=2)
+def _thread(large: bool) -> ThreadPoolExecutor:
+    """Return the thread; for large tensors and with glibc one of the main heap, if any of those to be had is."""
     pools = [ThreadPoolExecutor(1, "ginet")]
     most = 8 * (os.cpu_count() or 1) + 1  # heaps of a process; from then on threads share them, the main one first
-    while glibc() and not pools[-1].submit(_is_on_main_heap).result() and len(pools) < most:
+    while large and glibc() and not pools[-1].submit(_is_on_main_heap).result() and len(pools) < most:
         pools.append(ThreadPoolExecutor(1, "ginet"))  # while the others hold their heaps, so that it gets another one
     for pool in pools[:-1]:
         pool.shutdown()
     return pools[-1]
 
 
-os.register_at_fork(after_in_child=_thread.cache_clear)
+if hasattr(os, "register_at_fork"):  # Windows has no forks
+    os.register_at_fork(after_in_child=_thread.cache_clear)
 
 
 @lru_cache(maxsize=1)
@@ -69,7 +72,6 @@ def glibc() -> Any:
     try:
         libc = ctypes.CDLL(None)
         libc.malloc.restype = libc.sbrk.restype = ctypes.c_void_p
-        libc.malloc_trim.argtypes = [ctypes.c_size_t]
         libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
         for parameter, value in MALLOPT.items():
             libc.mallopt(parameter, value)

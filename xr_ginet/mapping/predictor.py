@@ -180,7 +180,8 @@ class Predictor:
         with torch.inference_mode():
             with copying(self.device):
                 images = [self._tensor(block) for block in blocks]
-            result = one_at_a_time(self._compute, function, images, torch.get_num_threads())
+            on_processor = not self.device.startswith("cuda")
+            result = one_at_a_time(self._compute, function, images, torch.get_num_threads(), large=on_processor)
             with copying(self.device):
                 return to_host(result).reshape(*lead, *result.shape[1:])
 

@@ -111,7 +111,7 @@ def _with_readers_at_hand(numbers: da.Array) -> da.Array:
     layers, dependencies = dict(numbers.dask.layers), dict(numbers.dask.dependencies)
     for name in [name for name in layers if name.startswith("asset_table_to_reader_and_window")]:
         keys = list(layers[name].get_output_keys())
-        layers[name] = MaterializedLayer(dict(zip(keys, dask.get(numbers.dask, keys), strict=True)))
+        layers[name] = MaterializedLayer(dict(zip(keys, dask.get(numbers.dask.cull(keys), keys), strict=True)))
         dependencies[name] = set()
     return da.Array(HighLevelGraph(layers, dependencies), numbers.name, numbers.chunks, meta=numbers._meta)
 
