@@ -131,22 +131,38 @@ def place_rows(base: Run, folder: Path, scenes: Path, places: Sequence[str]) -> 
             ]
 
 
+def curve_rows(base: Run, folder: Path, scenes: Path) -> Iterable[list[str]]:
+    """Yield what steps, scenes and width are worth where the goal is furthest, with ``box``."""
+    steps, random = base.fit.steps, CLUSTERS["soft mixture, from random weights (as shipped)"]
+    base = replace(base, patches=replace(base.patches, degradation="box", gain_jitter=0))
+    runs = [(max(1, steps * i // 4), TRAIN, 1) for i in (1, 2, 4, 8)] + [(steps, TRAIN[::2], 1), (steps, TRAIN, 2)]
+    for steps, names, width in runs:
+        network = replace(base.network, n_features=width * base.network.n_features)
+        run = replace(base, network=network, fit=replace(base.fit, steps=steps))
+        found = trained(run, folder, f"box-{steps}-{len(names)}-{width}", names, random)
+        yield [f"{steps:,}", str(len(names)), str(network.n_features), *(ratio for ratio, _ in ratios(found, scenes))]
+
+
 def limit_rows(scenes: Path) -> Iterable[list[str]]:
     """Yield how packaged weights do on the scenes that they were trained on, and on the others."""
-    peers = json.loads((scenes / "peers_rmse.json").read_text())
     for name in available_weights():
-        checkpoint = load_checkpoint(name)
-        network, degradation = checkpoint.network(), checkpoint.card["degradation"]
-        means = []
-        for group in ([n for n in TRAIN if n not in LOSSY], (*VALIDATION, *TEST)):
-            ratios = []
-            for scene in group:
-                known = peers.get(scene, {}).get(degradation, {})
-                if known:
-                    ms, hs, truth = wald_pair(read_scene(scenes / "scenes", scene), degradation)
-                    ratios.append(overall(rmse(predict(network, ms, hs), truth, border=BORDER)) / min(known.values()))
-            means += [f"{np.mean(ratios):.2f}", str(len(ratios))]
-        yield [name, *means]
+        yield [name, *(text for pair in ratios(load_checkpoint(name), scenes) for text in pair)]
+
+
+def ratios(checkpoint: Checkpoint, scenes: Path) -> list[tuple[str, str]]:
+    """Return the mean ratio to the best peer, and of how many scenes, of those for training and of the others."""
+    peers = json.loads((scenes / "peers_rmse.json").read_text())
+    network, degradation = checkpoint.network(), checkpoint.card["degradation"]
+    means = []
+    for group in ([n for n in TRAIN if n not in LOSSY], (*VALIDATION, *TEST)):
+        found = []
+        for scene in group:
+            known = peers.get(scene, {}).get(degradation, {})
+            if known:
+                ms, hs, truth = wald_pair(read_scene(scenes / "scenes", scene), degradation)
+                found.append(overall(rmse(predict(network, ms, hs), truth, border=BORDER)) / min(known.values()))
+        means.append((f"{np.mean(found):.2f}", str(len(found))))
+    return means
 
 
 def noise(image: NDArray) -> NDArray:
@@ -178,7 +194,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="with scenes/ and peers_rmse.json")
     parser.add_argument("--folder", type=Path, default=Path("build/studies"))
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--only", choices=("clusters", "pretraining", "places", "limits"))
+    parser.add_argument("--only", choices=("clusters", "pretraining", "places", "curves", "limits"))
     parser.add_argument("--places", nargs="*", default=PLACES, help="to leave out, one after the other")
     parser.add_argument("--out", type=Path, default=HERE / "studies.md")
     options = parser.parse_args(arguments)
@@ -220,6 +236,16 @@ def main(arguments: list[str] | None = None) -> None:
             "## Leave one place out",
             "Each place's scenes are judged by a network that was trained on all other places.",
             table(header, [*rows, ["mean ratio", "", "", "", f"{np.mean(ratios):.2f}" if ratios else "-"]]),
+        ]
+    if options.only in (None, "curves"):
+        parts += [
+            "## Learning curves",
+            "With `box`, where the goal (0.80 of the best peer) is furthest: mean ratio to the best peer, all from "
+            "random clusters.",
+            table(
+                ["steps of 8 patches", "scenes", "width", "trained on", "not trained on"],
+                curve_rows(base, options.folder, options.data),
+            ),
         ]
     if options.only in (None, "limits"):
         shipped = [name for name in available_weights() if load_checkpoint(name).card["degradation"] == "mtf"]
