@@ -135,10 +135,10 @@ def test_blocks_stay_within_the_memory_promised(case: tuple[int, int, int, int],
 
 
 def test_memory_by_hand() -> None:
-    # 12 · 138 planes of features and 10 · 6 of bands, 5 · 25 of logits in a strip, 4 bytes each.
-    assert block_memory(GINetConfig(), 10, 20) == (1656 + 60 + 125) * 200 * 4
-    assert block_memory(GINetConfig(), 10, 20, "float64") == (1656 + 60 + 125) * 200 * 8
-    assert block_memory(GINetConfig(), 512, 512) == ((1656 + 60) * 512 * 512 + 125 * 65536) * 4
+    # 10 · 138 planes of features and 10 · 6 of bands, 5 · 25 of logits in a strip, 4 bytes each.
+    assert block_memory(GINetConfig(), 10, 20) == (1380 + 60 + 125) * 200 * 4
+    assert block_memory(GINetConfig(), 10, 20, "float64") == (1380 + 60 + 125) * 200 * 8
+    assert block_memory(GINetConfig(), 512, 512) == ((1380 + 60) * 512 * 512 + 125 * 65536) * 4
 
 
 FAULTS = """

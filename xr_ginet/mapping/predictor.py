@@ -254,7 +254,7 @@ def _turn_back(image: torch.Tensor, symmetry: int) -> torch.Tensor:
 def block_memory(config: GINetConfig, height: int, width: int, precision: Precision = "float32") -> int:
     """Return an upper bound of the bytes that a process takes for blocks of ``height × width`` fine pixels, one by one.
 
-    Per pixel: six feature maps of a residual block with the convolution's own copies, six for what the allocator keeps
+    Per pixel: four feature maps of a residual block with the convolution's own copies, six for what the allocator keeps
     of earlier blocks (it varies from run to run), and planes per band for input, estimate, guide and mask. Per pixel of
     a strip of attention in torch: the window's logits, twice while they are stacked, and allocator slack; the compiled
     form takes less.
@@ -263,7 +263,7 @@ def block_memory(config: GINetConfig, height: int, width: int, precision: Precis
 
     strip = min(height * width, STRIP_PIXELS)
     planes = (
-        12 * (config.n_features + 10) + 10 * len(config.bands)
+        10 * (config.n_features + 10) + 10 * len(config.bands)
     ) * height * width + 5 * config.window_size**2 * strip
     return planes * (8 if precision == "float64" else 4)
 

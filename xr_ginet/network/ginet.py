@@ -270,7 +270,7 @@ def cluster_shares(logits: Tensor, *, hard: bool) -> Tensor:
 
 
 class ResidualBlock(nn.Module):
-    """``x ↦ ReLU(conv(ReLU(conv(x))) + x)``."""
+    """``x ↦ ReLU(conv(ReLU(conv(x))) + x)``; without gradients the result takes the memory of ``x``."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -278,7 +278,8 @@ class ResidualBlock(nn.Module):
         self.conv_b = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv_b(self.conv_a(x).relu_()).add_(x).relu_()
+        y = self.conv_b(self.conv_a(x).relu_())
+        return (y.add_(x) if torch.is_grad_enabled() else x.add_(y)).relu_()
 
 
 class Correction(nn.Module):
