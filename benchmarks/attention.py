@@ -89,7 +89,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=256, help="side of the square image in fine pixels; even")
     parser.add_argument("--runs", type=int, default=5, help="timed forward passes, of which the median counts")
-    parser.add_argument("--full", action="store_true", help="also the paper's network (seconds to minutes a pass)")
+    parser.add_argument(
+        "--cases", nargs="*", choices=CASES, default=list(CASES)[:-1], metavar="CASE", help="which rows"
+    )
+    parser.add_argument(
+        "--full", action="store_true", help="all rows, the paper's network too (seconds to minutes a pass)"
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results.md"))
     parser.add_argument("--measure", nargs=2, metavar=("CASE", "SIDE"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -98,7 +103,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(json.dumps(measure(case, side, options.size, options.runs)))
         return
     rows, threads = [], 0
-    for case in list(CASES)[: None if options.full else -1]:
+    for case in CASES if options.full else options.cases:
         seconds, peak = {}, {}
         for side in ("ours", "literal"):
             idle = measure_in_fresh_process(case, side, options.size, 0)

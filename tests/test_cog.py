@@ -74,7 +74,7 @@ def test_the_network_runs_once_for_all_files_of_a_time(result: xr.Dataset, tmp_p
 
     with Count():
         result.ginet.to_cog(tmp_path)
-    windows = [key for key in calls if str(key).startswith("('ginet-windows-") and "-cut-" not in str(key)]
+    windows = [key for key in calls if str(key).startswith("('ginet-windows-")]
     assert len(windows) == len(set(windows)) == 2 * 2 * 2
 
 

@@ -22,6 +22,7 @@ from conftest import (
     real_scene,
     two_grids,
 )
+from dask.utils import key_split
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
@@ -126,6 +127,15 @@ def test_a_depth_below_the_radius_shows_seams() -> None:
 def test_map_windows_refuses(fine: da.Array, coarse: da.Array, depth: int, match: str) -> None:
     with pytest.raises(ValueError, match=match):
         map_windows(box_sum, fine, coarse, factors=(1, 2), depth=depth, n_bands=4, dtype=float)
+
+
+def test_schedulers_tell_the_windows_from_what_takes_no_time() -> None:
+    """They take the mean duration of tasks whose names begin with the same words for how long the next will take."""
+    fine, coarse = da.zeros((4, 64, 64), chunks=(4, 16, 16)), da.zeros((6, 32, 32), chunks=(6, 8, 8))
+    graph = map_windows(box_sum, fine, coarse, factors=(1, 2), depth=4, n_bands=4, dtype=float).dask
+    alike = [key for key in graph if key_split(key) == "ginet-windows"]
+    assert len(alike) == 16
+    assert {key_split(key) for key in graph if key not in alike} > {"ginet-cuts"}
 
 
 def test_graph_grows_linearly() -> None:

@@ -118,25 +118,27 @@ def map_windows(
     rows = windows(first.chunks[-2], factor=factor, depth=depth)
     columns = windows(first.chunks[-1], factor=factor, depth=depth)
 
-    name = "ginet-windows-" + tokenize(function, *arrays, tuple(factors), depth, n_bands, np.dtype(dtype), *parameters)
+    token = tokenize(function, *arrays, tuple(factors), depth, n_bands, np.dtype(dtype), *parameters)
+    # Schedulers tell from a name's words how long a task will take, so the cuts, which take no time, have a name apart.
+    name, cuts_name = f"ginet-windows-{token}", f"ginet-cuts-{token}"
     graph: dict[Any, Any] = {}
     cuts: dict[Any, Any] = {}
     extra = [parameter.key for parameter in parameters]
     for position in itertools.product(*(range(len(c)) for c in lead)):
         for (i, row), (j, column) in itertools.product(enumerate(rows), enumerate(columns)):
             pieces = [
-                _pieces(cuts, f"{name}-cut-{n}", array, f, position, (i, row), (j, column))
+                _pieces(cuts, f"{cuts_name}-{n}", array, f, position, (i, row), (j, column))
                 for n, (array, f) in enumerate(zip(arrays, factors, strict=True))
             ]
             apply = _apply_to_part if by_part else _apply
             graph[name, *position, 0, i, j] = (apply, function, (row.trim, column.trim), extra, *pieces)
     chunks = (*lead, (n_bands,), first.chunks[-2], first.chunks[-1])
     dependencies: list[Any] = [*arrays, *parameters]
-    inputs = HighLevelGraph.from_collections(f"{name}-cut", cuts, dependencies=dependencies)
+    inputs = HighLevelGraph.from_collections(cuts_name, cuts, dependencies=dependencies)
     calls = MaterializedLayer(graph, annotations={"resources": dict(resources)} if resources else None)
     whole = HighLevelGraph(
         {**inputs.layers, name: calls},
-        {**inputs.dependencies, name: {f"{name}-cut", *inputs.dependencies[f"{name}-cut"]}},
+        {**inputs.dependencies, name: {cuts_name, *inputs.dependencies[cuts_name]}},
     )
     return da.Array(whole, name, chunks=chunks, meta=np.empty((0,) * len(chunks), dtype))
 
