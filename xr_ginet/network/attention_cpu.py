@@ -167,7 +167,7 @@ def _divide(out: NDArray, x: NDArray, y: NDArray) -> None:
 @compiled
 def _maximum(out: NDArray, x: NDArray) -> None:
     for i in range(out.size):
-        out[i] = x[i] if x[i] > out[i] else out[i]
+        out[i] = np.maximum(x[i], out[i])
 
 
 @compiled
