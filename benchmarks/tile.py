@@ -39,15 +39,16 @@ def write_tile(folder: Path, side: int, scene_side: int) -> Path:
     return path
 
 
-def measure(item: Path, weights: str, chunk: int) -> dict[str, float]:
+def measure(item: Path, network: str, chunk: int) -> dict[str, float]:
     """Super-resolve one tile in this process; return seconds and the peak of its memory in bytes."""
     import xr_ginet
 
     Path("/proc/self/clear_refs").write_text("5")  # a process starts with its parent's peak
     start = time.perf_counter()
     cube = xr_ginet.open_stac([json.loads(item.read_text())], chunks=chunk)
-    result = cube.ginet.superresolve(weights=weights, depth="auto")
-    result.ginet.to_zarr(item.with_name(f"{item.stem}-{weights}.zarr"), dtype="uint16", mode="w")
+    weights, _, precision = network.partition(":")
+    result = cube.ginet.superresolve(weights=weights, precision=precision or "float32", depth="auto")
+    result.ginet.to_zarr(item.with_name(f"{item.stem}-{weights}-{precision}.zarr"), dtype="uint16", mode="w")
     seconds = time.perf_counter() - start
     peak = 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
     return {"seconds": seconds, "peak": peak}
@@ -58,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--sides", type=int, nargs="*", default=[2744, 10980], help="pixels at 10 m; even")
     parser.add_argument("--scene", type=int, default=1830, help="pixels of the scene that is repeated")
     parser.add_argument("--chunk", type=int, default=1024)
-    parser.add_argument("--weights", nargs="*", default=["ginet-xs", "ginet-s"])
+    parser.add_argument("--weights", nargs="*", default=["ginet-xs", "ginet-s", "ginet-s:int8"], help="with precision")
     parser.add_argument("--folder", type=Path, help="where the COGs and cubes go; a temporary one by default")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("tile.md"))
     parser.add_argument("--write", nargs=2, help=argparse.SUPPRESS)

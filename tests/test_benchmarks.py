@@ -12,6 +12,7 @@ from types import ModuleType
 import attention
 import cluster
 import depths
+import eight_bits
 import faults
 import gaps
 import loader
@@ -64,6 +65,19 @@ def test_depths_benchmark_writes_its_table(tmp_path: Path) -> None:
     cells = (tmp_path / "depths.md").read_text().splitlines()[-1].split(" | ")
     assert float(cells[1]) > 1e-3 > 1e-5 > float(cells[5])
     assert int(cells[11]) == load_checkpoint("ginet-xs").card["depth"]
+
+
+@needs_shared
+def test_eight_bits_benchmark_writes_its_tables(tmp_path: Path) -> None:
+    scenes = ["--scenes", str(SHARED / "scenes"), "--learned", "ben_T35VLC_20170927_66_56", "--size", "48"]
+    judged = ["--judged", "ben_T35VPK_20170924_41_29", "--side", "64", "--weights", "ginet-s"]
+    eight_bits.main([*scenes, *judged, "--out", str(tmp_path / "eight_bits.md")])
+    rows = [
+        line.split(" | ") for line in (tmp_path / "eight_bits.md").read_text().splitlines() if "| ginet-s |" in line
+    ]
+    assert float(rows[0][2]) == pytest.approx(float(rows[0][3]), rel=0.05)
+    assert 0 < float(rows[0][5]) < float(rows[0][6].rstrip(" |"))
+    assert len(rows) == 2
 
 
 @needs_shared

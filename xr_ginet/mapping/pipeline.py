@@ -84,10 +84,12 @@ def superresolve(
     device : str
         A torch device, or ``"auto"``: CUDA where the graph is built with it, else the CPU. With ``resources`` a device
         need not be where the graph is built.
-    precision : {"auto", "float32", "float64", "mixed"}
+    precision : {"auto", "float32", "float64", "mixed", "int8"}
         Of the network's arithmetic and of its output. ``"mixed"`` is for CUDA devices, and what ``"auto"`` is there:
         float32 but for most convolutions, which have 16 bits; up to ten times as fast. On a real scene it differed from
-        float64 by less than 1e-3, its RMS by less than 1e-4 (``benchmarks/gpu/measured.md``).
+        float64 by less than 1e-3, its RMS by less than 1e-4 (``benchmarks/gpu/measured.md``). ``"int8"`` is for
+        processors: float32 but for the residual blocks, which have 8 bits. A fifth faster, RMSE up to 1.5 % larger
+        (``benchmarks/eight_bits.md``); for weights whose card has ``ranges``, as ``ginet-s`` and ``ginet-s-box``.
     consistency : {"none", "exact"}
         ``"exact"``: at the end the mean of each 2 × 2 block is made to equal the 20 m pixel that it came from.
     self_ensemble : bool

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ..network import Checkpoint, GINet, GINetConfig
 
 Consistency = Literal["none", "exact"]
-Precision = Literal["auto", "float32", "float64", "mixed"]
+Precision = Literal["auto", "float32", "float64", "mixed", "int8"]
 
 _too_large: dict[Predictor, int] = {}
 """Pixels of the smallest block that did not fit a device's memory."""
@@ -56,7 +56,8 @@ class Predictor:
     device: str = "cpu"
     """A torch device."""
     precision: Precision = "float32"
-    """Of the arithmetic and of the output; ``mixed``: float32, but float16 in most convolutions, on CUDA devices."""
+    """Of the arithmetic and of the output; ``mixed``: float32, but float16 in most convolutions, on CUDA devices;
+    ``int8``: float32, but 8 bits in the residual blocks, on processors."""
     consistency: Consistency = "none"
     """``exact``: the mean of each block of the output is then made to equal its coarse pixel."""
     self_ensemble: bool = False
@@ -95,6 +96,14 @@ class Predictor:
             raise ValueError(
                 f"precision='mixed' with device={device!r}: 16 bits pay on CUDA devices. Type precision='float32'"
             )
+        if precision == "int8":
+            from ..network.eight_bits import ranges_of
+
+            if device != "cpu":
+                raise ValueError(
+                    f"precision='int8' with device={device!r}: 8 bits are for processors. Type device='cpu'"
+                )
+            ranges_of(checkpoint)
         try:
             torch.ones(1, device="cpu" if elsewhere else device).cpu()
         except (RuntimeError, AssertionError, NotImplementedError) as error:
@@ -116,7 +125,7 @@ class Predictor:
     @property
     def dtype(self) -> np.dtype:
         """Return the dtype of the output."""
-        return np.dtype("float32" if self.precision == "mixed" else self.precision)
+        return np.dtype("float64" if self.precision == "float64" else "float32")
 
     def __call__(self, fine: NDArray, coarse: NDArray, part: tuple[slice, slice] | None = None) -> NDArray:
         """Return the coarse bands of one block, or of a part of it, at the fine resolution.
@@ -287,6 +296,7 @@ def _network(path: str, sha256: str, device: str, precision: Precision) -> GINet
     import torch
 
     from ..network import load_checkpoint
+    from ..network.eight_bits import in_eight_bits, ranges_of
     from ..network.mixed import mix
 
     checkpoint = load_checkpoint(_where_it_is(path))
@@ -296,4 +306,6 @@ def _network(path: str, sha256: str, device: str, precision: Precision) -> GINet
         )
     if precision == "mixed":
         return mix(checkpoint.network().to(device, torch.float32))
+    if precision == "int8":
+        return in_eight_bits(checkpoint.network(), ranges_of(checkpoint))
     return checkpoint.network().to(device, getattr(torch, precision))
