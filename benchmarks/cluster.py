@@ -140,7 +140,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--weights", default="ginet-s")
     parser.add_argument("--workers", type=int, nargs="*", default=[1, 2])
     parser.add_argument("--simulated", type=int, nargs="*", default=[4, 9])
-    parser.add_argument("--simulated-blocks", type=int, default=9, help="of a date, for each simulated worker")
+    parser.add_argument("--simulated-side", type=int, default=6144)
     parser.add_argument("--blocks", type=int, default=10_000)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("cluster.md"))
     options = parser.parse_args(arguments)
@@ -148,13 +148,7 @@ def main(arguments: list[str] | None = None) -> None:
     with TemporaryDirectory() as folder:
         found = {n: throughput(n, options, Path(folder), side=options.side) for n in options.workers}
         simulated = {
-            n: throughput(
-                n,
-                options,
-                Path(folder),
-                side=round(np.sqrt(n * options.simulated_blocks)) * options.chunk,
-                asleep=asleep,
-            )
+            n: throughput(n, options, Path(folder), side=options.simulated_side, asleep=asleep)
             for n in options.simulated
         }
     first, (speed, *_) = next(iter(found.items()))
@@ -168,7 +162,7 @@ def main(arguments: list[str] | None = None) -> None:
         f"`python benchmarks/cluster.py`: dates × pixels: {options.dates} × {options.side}², in chunks of "
         f"{options.chunk}, `{options.weights}`, from a lazy cube into Zarr, date by date, on {platform.machine()} with "
         f"{psutil.cpu_count()} cores. Simulated workers sleep for the {asleep:.2f} s that the network takes for a "
-        f"block, and have {options.simulated_blocks} blocks each; their efficiency is relative to sleep alone.",
+        f"block, and have dates of {options.simulated_side}² pixels; their efficiency is relative to sleep alone.",
         table(["workers", "megapixels per second", "efficiency", "s to the first chunk", "s to the first date"], rows),
         f"{options.blocks:,} blocks of one band in one graph are {tasks:,} tasks; client and scheduler take "
         f"{memory / 1e6:.0f} MB to hold them. `to_zarr(resume=True)` and `xr-ginet submit` hand the scheduler one date "

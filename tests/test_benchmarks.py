@@ -196,7 +196,7 @@ def test_60_m_benchmark_writes_its_table(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_cluster_benchmark_writes_its_table(tmp_path: Path) -> None:
     command = ["--side", "64", "--chunk", "32", "--dates", "2", "--weights", "ginet-xs", "--workers", "1"]
-    command += ["--simulated", "1", "--simulated-blocks", "4"]
+    command += ["--simulated", "1", "--simulated-side", "64"]
     cluster.main([*command, "--blocks", "16", "--out", str(tmp_path / "cluster.md")])
     lines = [line.split(" | ") for line in (tmp_path / "cluster.md").read_text().splitlines() if line.startswith("| ")]
     assert [line[0] for line in lines[2:]] == ["| 1", "| 1, simulated"]
