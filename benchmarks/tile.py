@@ -98,6 +98,7 @@ def main(arguments: list[str] | None = None) -> None:
                         f"{found['peak'] / 2**30:.2f}",
                     ]
                 )
+                print(*rows[-1], flush=True)
     page = (
         "# A whole tile, from COGs to Zarr\n\n"
         f"`python benchmarks/tile.py --sides {' '.join(map(str, options.sides))}`: "

@@ -122,6 +122,12 @@ def test_other_devices_are_refused(checkpoint: Checkpoint) -> None:
         Predictor.of(checkpoint, device="cuda:0", precision="int8", elsewhere=True)
 
 
+def test_a_torch_without_onednn_says_so(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="precision='int8', but this torch has no oneDNN"):
+        Predictor.of(checkpoint, device="cpu", precision="int8")
+
+
 def test_packaged_ranges_are_of_their_networks() -> None:
     for name in ("ginet-s", "ginet-s-box"):
         assert isinstance(in_eight_bits(load_checkpoint(name).network(), ranges_of(load_checkpoint(name))), GINet)

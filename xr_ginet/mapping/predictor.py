@@ -103,6 +103,8 @@ class Predictor:
                 raise ValueError(
                     f"precision='int8' with device={device!r}: 8 bits are for processors. Type device='cpu'"
                 )
+            if not torch.backends.mkldnn.is_available():
+                raise ValueError("precision='int8', but this torch has no oneDNN. Type precision='float32'")
             ranges_of(checkpoint)
         try:
             torch.ones(1, device="cpu" if elsewhere else device).cpu()

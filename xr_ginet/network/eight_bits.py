@@ -99,18 +99,17 @@ class EightBitBlocks(nn.Module):
 
     def __init__(self, blocks: nn.Sequential, ranges: Tensor) -> None:  # (blocks, 2, C)
         super().__init__()
-        self.layers: list[tuple[Tensor, int, Layer, Layer]] = []
+        self.layers: list[tuple[Tensor, Rounding, Layer, Layer]] = []
         pairs = zip(cast(Iterable[ResidualBlock], blocks), MARGIN * ranges.clamp(min=1e-6), strict=True)
         for number, (block, (outer, inner)) in enumerate(pairs):
-            step, zero = UNSIGNED if number else SIGNED  # the first block's input is no ReLU's
-            conv_a = _pack(block.conv_a, outer, inner, (step, zero))
+            rounding = UNSIGNED if number else SIGNED  # the first block's input is no ReLU's
+            conv_a = _pack(block.conv_a, outer, inner, rounding)
             conv_b = _pack(block.conv_b, inner, torch.ones_like(inner), UNSIGNED)
-            self.layers.append((1 / (step * outer[:, None, None]), zero, conv_a, conv_b))
+            self.layers.append((1 / (rounding[0] * outer[:, None, None]), rounding, conv_a, conv_b))
 
     def forward(self, x: Tensor) -> Tensor:  # (N, C, H, W), float32
-        for per_unit, zero, (*conv_a, bias_a), (*conv_b, bias_b) in self.layers:
-            rounding = UNSIGNED if zero == 0 else SIGNED
-            rounded = x.mul(per_unit).add_(zero).round_().clamp_(0, 255).to(torch.uint8)
+        for per_unit, rounding, (*conv_a, bias_a), (*conv_b, bias_b) in self.layers:
+            rounded = x.mul(per_unit).add_(rounding[1]).round_().clamp_(0, 255).to(torch.uint8)
             inner = torch.ops.onednn.qconv2d_pointwise(
                 rounded, *rounding, *conv_a, bias_a, *GEOMETRY, *UNSIGNED, torch.uint8, "relu", [], ""
             )
