@@ -31,7 +31,7 @@ CASES: dict[str, dict[str, int]] = {
 
 
 def measure(case: str, side: str, size: int, runs: int) -> dict[str, Any]:
-    """Return the median seconds of ``runs`` forward passes, and this process's maximum resident size in bytes."""
+    """Return the median seconds of ``runs`` forward passes, and what they add to this process's peak, in bytes."""
     Path("/proc/self/clear_refs").write_text("5")  # a process starts with its parent's peak
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
     import torch
@@ -58,13 +58,18 @@ def measure(case: str, side: str, size: int, runs: int) -> dict[str, Any]:
     seconds = []
     with torch.inference_mode():
         module(*(image[..., :16, :16] if image.shape[-1] == size else image[..., :8, :8] for image in inputs))
-        for _ in range(runs + 1 if runs else 0):  # the first one warms up
+        idle = memory("VmHWM")
+        for _ in range(runs + 1):  # the first one warms up
             start = time.perf_counter()
             module(*inputs)
             seconds.append(time.perf_counter() - start)
-    peak = 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
-    median = statistics.median(seconds[1:]) if runs else None
-    return {"seconds": median, "peak": peak, "threads": torch.get_num_threads()}
+    peak = memory("VmHWM") - idle
+    return {"seconds": statistics.median(seconds[1:]), "peak": peak, "threads": torch.get_num_threads()}
+
+
+def memory(field: str) -> int:
+    """Return what Linux says of this process in bytes: ``VmRSS`` is resident, ``VmHWM`` the most that was."""
+    return 1024 * int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 
 
 def measure_in_fresh_process(case: str, side: str, size: int, runs: int) -> dict[str, Any]:
@@ -89,12 +94,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=256, help="side of the square image in fine pixels; even")
     parser.add_argument("--runs", type=int, default=5, help="timed forward passes, of which the median counts")
-    parser.add_argument(
-        "--cases", nargs="*", choices=CASES, default=list(CASES)[:-1], metavar="CASE", help="which rows"
-    )
-    parser.add_argument(
-        "--full", action="store_true", help="all rows, the paper's network too (seconds to minutes a pass)"
-    )
+    parser.add_argument("--full", action="store_true", help="also the paper's network (seconds to minutes a pass)")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results.md"))
     parser.add_argument("--measure", nargs=2, metavar=("CASE", "SIDE"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -103,12 +103,11 @@ def main(arguments: list[str] | None = None) -> None:
         print(json.dumps(measure(case, side, options.size, options.runs)))
         return
     rows, threads = [], 0
-    for case in CASES if options.full else options.cases:
+    for case in list(CASES)[: None if options.full else -1]:
         seconds, peak = {}, {}
         for side in ("ours", "literal"):
-            idle = measure_in_fresh_process(case, side, options.size, 0)
-            busy = measure_in_fresh_process(case, side, options.size, options.runs)
-            seconds[side], peak[side], threads = busy["seconds"], busy["peak"] - idle["peak"], busy["threads"]
+            found = measure_in_fresh_process(case, side, options.size, options.runs)
+            seconds[side], peak[side], threads = found["seconds"], found["peak"], found["threads"]
         rows.append(
             f"| {case} | {seconds['ours']:.3f} | {seconds['literal']:.3f} | {seconds['literal'] / seconds['ours']:.1f} "
             f"| {peak['ours'] / 2**20:.0f} | {peak['literal'] / 2**20:.0f} | {peak['literal'] / peak['ours']:.1f} |"

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from attention import machine
+from attention import machine, memory
 from quality import as_cube, table
 from torch.utils.data import DataLoader, IterableDataset
 from zarr.abc.store import Store
@@ -94,10 +94,6 @@ SIDES: dict[str, Callable[[xr.Dataset], IterableDataset]] = {"ours": ours, "xbat
 def pairs(side: str, path: Path) -> Counter[bytes]:
     """Return the pairs of a pass, each as its bytes."""
     return Counter(b"".join(i.numpy().tobytes() for i in s) for s in SIDES[side](xr.open_zarr(path)))
-
-
-def memory(field: str) -> int:
-    return 1024 * int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 
 
 def measure(side: str, path: Path, steps: int) -> dict[str, float]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+from attention import machine, memory
 
 
 def write_tile(folder: Path, side: int, scene_side: int) -> Path:
@@ -50,8 +50,7 @@ def measure(item: Path, network: str, chunk: int) -> dict[str, float]:
     result = cube.ginet.superresolve(weights=weights, precision=precision or "float32", depth="auto")
     result.ginet.to_zarr(item.with_name(f"{item.stem}-{weights}-{precision}.zarr"), dtype="uint16", mode="w")
     seconds = time.perf_counter() - start
-    peak = 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
-    return {"seconds": seconds, "peak": peak}
+    return {"seconds": seconds, "peak": memory("VmHWM")}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -72,7 +71,6 @@ def main(arguments: list[str] | None = None) -> None:
         print(json.dumps(measure(Path(options.measure[0]), options.measure[1], options.chunk)))
         return
     import torch
-    from attention import machine
     from quality import table
 
     def run(*command: str) -> str:

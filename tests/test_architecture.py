@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import xr_ginet
@@ -111,9 +112,9 @@ def memory(field):
 def block(height, width):
     predictor(np.ones((4, height, width), "float32"), np.ones((6, height // 2, width // 2), "float32"))
 
-path, side = sys.argv[1], int(sys.argv[2])
+path, side, precision = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 torch.set_num_threads(1)
-predictor = Predictor.of(load_checkpoint(path))
+predictor = Predictor.of(load_checkpoint(path), precision=precision)
 block(32, 32)
 before = memory("VmRSS")
 open("/proc/self/clear_refs", "w").write("5")  # forget the peak so far, which may be the parent's
@@ -124,12 +125,16 @@ print(memory("VmHWM") - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
-@pytest.mark.parametrize("case", [(22, 1, 5, 448), (22, 1, 7, 320), (54, 1, 5, 320)])
-def test_blocks_stay_within_the_memory_promised(case: tuple[int, int, int, int], tmp_path: Path) -> None:
-    n_features, n_stages, window_size, side = case
+@pytest.mark.parametrize(
+    "case",
+    [(22, 1, 5, 448, "float32"), (22, 1, 7, 320, "float32"), (54, 1, 5, 320, "float32"), (22, 1, 5, 448, "int8")],
+)
+def test_blocks_stay_within_the_memory_promised(case: tuple[int, int, int, int, str], tmp_path: Path) -> None:
+    n_features, n_stages, window_size, side, precision = case
     config = GINetConfig(n_features=n_features, n_stages=n_stages, window_size=window_size)
-    path = save_checkpoint(tmp_path / "w.safetensors", GINet(config)).path
-    command = [sys.executable, "-c", MEASURE, str(path), str(side)]
+    card = {"ranges": np.ones((n_stages, config.n_blocks, 2, n_features + 10)).tolist()}
+    path = save_checkpoint(tmp_path / "w.safetensors", GINet(config), card).path
+    command = [sys.executable, "-c", MEASURE, str(path), str(side), precision]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert 0.3 < int(run.stdout) / block_memory(config, side, side) <= 1
 

@@ -51,11 +51,10 @@ def gpu_kit(name: str) -> ModuleType:
 
 
 def test_attention_benchmark_writes_its_table(tmp_path: Path) -> None:
-    size = ["--size", "48", "--runs", "1", "--cases", "compact network"]
-    attention.main([*size, "--out", str(tmp_path / "results.md")])
-    cells = (tmp_path / "results.md").read_text().splitlines()[-1].split(" | ")
-    assert cells[0] == "| compact network"
-    assert float(cells[3]) > 1
+    attention.main(["--size", "48", "--runs", "1", "--out", str(tmp_path / "results.md")])
+    rows = [line.split(" | ") for line in (tmp_path / "results.md").read_text().splitlines()[-3:]]
+    assert [row[0] for row in rows] == ["| attention", "| attention in torch", "| compact network"]
+    assert float(rows[2][3]) > 1
 
 
 @needs_shared
@@ -175,6 +174,9 @@ def test_studies_write_their_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert text.count("| soft mixture") == 2
     assert "| ben_T33UUP_20170613_87_48 |" in text
     assert all(f"| {name} |" in text for name in ("ginet-s", "ginet-xs"))
+    curve = text.partition("## Learning curves")[2].partition("##")[0].splitlines()
+    assert [line.split(" | ")[:3] for line in curve if line.startswith("| 2 ")] == [["| 2", "2", "6"]]
+    assert [line.split(" | ")[1:3] for line in curve[-4:] if line.startswith("| 1 ")] == [["1", "6"], ["2", "12"]]
     learned = {p.stem: load_checkpoint(p).card["data"]["train"] for p in tmp_path.glob("runs/*/*.safetensors")}
     assert learned["without-T33UUP"] == [names[1]]
     assert learned["clusters-3"] == list(names)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import xr_ginet
 from xr_ginet.mapping.predictor import Predictor
-from xr_ginet.network import Checkpoint, GINet, load_checkpoint, save_checkpoint
+from xr_ginet.network import Checkpoint, load_checkpoint, save_checkpoint
 from xr_ginet.network.eight_bits import MARGIN, EightBitBlocks, activation_ranges, in_eight_bits, ranges_of
 
 
@@ -128,6 +128,6 @@ def test_a_torch_without_onednn_says_so(checkpoint: Checkpoint, monkeypatch: pyt
         Predictor.of(checkpoint, device="cpu", precision="int8")
 
 
-def test_packaged_ranges_are_of_their_networks() -> None:
-    for name in ("ginet-s", "ginet-s-box"):
-        assert isinstance(in_eight_bits(load_checkpoint(name).network(), ranges_of(load_checkpoint(name))), GINet)
+@pytest.mark.parametrize("name", ["ginet-s", "ginet-s-box"])
+def test_packaged_weights_have_ranges(name: str) -> None:
+    assert (ranges_of(load_checkpoint(name)).amax(-1) > 0).all()

@@ -113,7 +113,8 @@ def superresolve(
     ------
     ValueError
         If a band is missing, holds digital numbers or lies on the wrong grid; if the grids do not nest; if the depth
-        is not a multiple of 2; if an option makes no sense without weights; if CUDA is asked for and absent. When
+        is not a multiple of 2; if an option makes no sense without weights; if CUDA is asked for and absent, or
+        ``precision="int8"`` of weights without ranges. When
         computed: if the 20 m bands of a 10 m cube were interpolated.
     FileNotFoundError
         If there are no such weights.
