@@ -33,7 +33,7 @@ bench: $(VENV)/.done
 	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/gaps.py
 	$(BIN)/python benchmarks/depths.py
-	$(BIN)/python benchmarks/eight_bits.py
+	$(BIN)/python benchmarks/bfloat16.py
 	$(BIN)/python benchmarks/pipeline.py
 	$(BIN)/python benchmarks/loader.py
 	$(BIN)/python benchmarks/faults.py

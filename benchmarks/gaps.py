@@ -43,7 +43,7 @@ def differences(
     cube: xr.Dataset, whole: NDArray, missing: NDArray, bands: tuple[str, ...], weights: str
 ) -> list[float]:
     """Return the RMS difference in digital numbers by distance, over the bands that are there."""
-    result = with_gaps(cube, missing, bands).ginet.superresolve(weights=weights)
+    result = with_gaps(cube, missing, bands).ginet.superresolve(weights=weights, precision="float32")
     change = result[list(BANDS_20M)].to_dataarray().values - whole
     distance = distance_transform_cdt(~missing.repeat(2, 0).repeat(2, 1), metric="chessboard")
     rings = ((distance >= first) & (distance <= last) for first, last in RINGS)

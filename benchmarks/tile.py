@@ -58,7 +58,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--sides", type=int, nargs="*", default=[2744, 10980], help="pixels at 10 m; even")
     parser.add_argument("--scene", type=int, default=1830, help="pixels of the scene that is repeated")
     parser.add_argument("--chunk", type=int, default=1024)
-    parser.add_argument("--weights", nargs="*", default=["ginet-xs", "ginet-s", "ginet-s:int8"], help="with precision")
+    parser.add_argument(
+        "--weights", nargs="*", default=["ginet-xs", "ginet-s", "ginet-s:bfloat16"], help="with precision"
+    )
     parser.add_argument("--folder", type=Path, help="where the COGs and cubes go; a temporary one by default")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("tile.md"))
     parser.add_argument("--write", nargs=2, help=argparse.SUPPRESS)

@@ -10,9 +10,9 @@ from pathlib import Path
 from types import ModuleType
 
 import attention
+import bfloat16
 import cluster
 import depths
-import eight_bits
 import faults
 import gaps
 import loader
@@ -31,6 +31,7 @@ import torch
 from conftest import SHARED, needs_cuda, needs_shared
 from numpy.testing import assert_allclose
 
+import xr_ginet.network.bfloat16
 from xr_ginet.mapping.classical import upsample
 from xr_ginet.network import load_checkpoint
 from xr_ginet.sentinel2.bands import BANDS, BANDS_20M
@@ -50,10 +51,12 @@ def gpu_kit(name: str) -> ModuleType:
     return module
 
 
-def test_attention_benchmark_writes_its_table(tmp_path: Path) -> None:
+def test_attention_benchmark_writes_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(xr_ginet.network.bfloat16, "is_faster", lambda: True)
     attention.main(["--size", "48", "--runs", "1", "--out", str(tmp_path / "results.md")])
-    rows = [line.split(" | ") for line in (tmp_path / "results.md").read_text().splitlines()[-3:]]
-    assert [row[0] for row in rows] == ["| attention", "| attention in torch", "| compact network"]
+    rows = [line.split(" | ") for line in (tmp_path / "results.md").read_text().splitlines()[-4:]]
+    cases = ["| attention", "| attention in torch", "| compact network", "| compact network, bfloat16"]
+    assert [row[0] for row in rows] == cases
     assert float(rows[2][3]) > 1
 
 
@@ -67,15 +70,12 @@ def test_depths_benchmark_writes_its_table(tmp_path: Path) -> None:
 
 
 @needs_shared
-def test_eight_bits_benchmark_writes_its_tables(tmp_path: Path) -> None:
-    scenes = ["--scenes", str(SHARED / "scenes"), "--learned", "ben_T35VLC_20170927_66_56", "--size", "48"]
+def test_bfloat16_benchmark_writes_its_tables(tmp_path: Path) -> None:
     judged = ["--judged", "ben_T35VPK_20170924_41_29", "--side", "64", "--weights", "ginet-s"]
-    eight_bits.main([*scenes, *judged, "--out", str(tmp_path / "eight_bits.md")])
-    rows = [
-        line.split(" | ") for line in (tmp_path / "eight_bits.md").read_text().splitlines() if "| ginet-s |" in line
-    ]
-    assert float(rows[0][2]) == pytest.approx(float(rows[0][3]), rel=0.05)
-    assert 0 < float(rows[0][5]) < float(rows[0][6].rstrip(" |"))
+    bfloat16.main(["--scenes", str(SHARED / "scenes"), *judged, "--out", str(tmp_path / "bfloat16.md")])
+    rows = [line.split(" | ") for line in (tmp_path / "bfloat16.md").read_text().splitlines() if "| ginet-s |" in line]
+    assert float(rows[0][2]) == pytest.approx(float(rows[0][3]), rel=0.002)
+    assert 0 < float(rows[0][5]) < float(rows[0][6].rstrip(" |")) < 20
     assert len(rows) == 2
 
 
@@ -268,12 +268,13 @@ def test_tile_benchmark_writes_its_table(tmp_path: Path) -> None:
     assert 0 < float(cells[4].rstrip(" |")) < 4
 
 
-def test_throughput_benchmark_writes_its_table(tmp_path: Path) -> None:
+def test_throughput_benchmark_writes_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(throughput, "is_faster", lambda: True)
     tiny = ["--weights", "ginet-xs", "--sides", "64", "--threads", "1", "--rounds", "1"]
     throughput.main([*tiny, "--out", str(tmp_path / "throughput.md")])
     lines = (tmp_path / "throughput.md").read_text().splitlines()
-    plain, double = (line.split(" | ") for line in lines[lines.index("| --- " * 8 + "|") + 1 :][:2])
-    assert [plain[1], double[1]] == ["float32", "float64"]
+    plain, rounded, double = (line.split(" | ") for line in lines[lines.index("| --- " * 8 + "|") + 1 :][:3])
+    assert [plain[1], rounded[1], double[1]] == ["float32", "bfloat16", "float64"]
     assert all(0 < float(cell.rstrip(" |%")) < 150 for cell in plain[6:])
 
 

@@ -282,7 +282,7 @@ def networks_built() -> int:
 
 def test_the_network_runs_where_its_resources_are_and_only_there(checkpoint: Checkpoint, tmp_path: Path) -> None:
     native = two_grids((32, 32), n_times=1).chunk(y=16, x=16)
-    cube = native.ginet.superresolve(weights=checkpoint, resources={"GPU": 1}, device="cpu")
+    cube = native.ginet.superresolve(weights=checkpoint, resources={"GPU": 1}, device="cpu", precision="float32")
     worker = {"nthreads": 1, "dashboard_address": None}
     workers = {
         "with": {"cls": Nanny, "options": worker | {"resources": {"GPU": 1}}},
@@ -296,7 +296,7 @@ def test_the_network_runs_where_its_resources_are_and_only_there(checkpoint: Che
             cube.ginet.to_zarr(tmp_path / f"{resume}.zarr", resume=resume)
             found = client.run(networks_built)
             assert {names[address]: number for address, number in found.items()} == {"with": 1, "without": 0}
-    expected = native.ginet.superresolve(weights=checkpoint)["B8A"].compute()
+    expected = native.ginet.superresolve(weights=checkpoint, precision="float32")["B8A"].compute()
     for resume in (True, False):
         xr.testing.assert_allclose(xr.open_zarr(tmp_path / f"{resume}.zarr")["B8A"].load(), expected)
 

@@ -33,7 +33,7 @@ from xr_ginet.mapping.missing import FAR_FILL, fill_missing
 from xr_ginet.mapping.overlap import Window, map_windows, windows
 from xr_ginet.mapping.pipeline import resolve_depth
 from xr_ginet.mapping.predictor import Predictor, _network
-from xr_ginet.network import Checkpoint, GINet, GINetConfig, load_checkpoint
+from xr_ginet.network import Checkpoint, GINet, GINetConfig, bfloat16, load_checkpoint
 from xr_ginet.sentinel2.bands import BANDS_10M, BANDS_20M
 
 # -- overlap ---------------------------------------------------------------------------------------------------------
@@ -185,6 +185,22 @@ def test_result_does_not_depend_on_chunks(checkpoint: Checkpoint, chunks: dict, 
     assert_allclose(stack(result), whole_image(cube, checkpoint), rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_chunks_change_no_bit_in_single_precision(checkpoint: Checkpoint, precision: str, threads: int) -> None:
+    cube = two_grids((80, 75))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    whole, *parts = (
+        stack(cube.chunk(chunks).ginet.superresolve(weights=checkpoint.path, precision=precision, device="cpu"))
+        for chunks in ({}, {"y": 64, "x": 98}, {"y": (75, 85), "x": (81, 69)})
+    )
+    torch.set_num_threads(before)
+    for part in parts:
+        assert_array_equal(part, whole)
+    assert len(np.unique(whole)) > 50_000
+
+
 def test_a_depth_below_the_receptive_radius_differs(checkpoint: Checkpoint) -> None:
     cube = two_grids().chunk({"y": 32, "x": 32})
     expected = whole_image(cube, checkpoint)
@@ -327,8 +343,9 @@ def test_auto_depth_shows_no_seam_above_a_tenth_of_a_digital_number(name: str) -
     for bands, image in zip((BANDS_10M, BANDS_20M), images, strict=True):
         for band, values in zip(bands, image, strict=True):
             cube[band] = cube[band].copy(data=values)
-    whole = stack(cube.chunk().ginet.superresolve(weights=name, depth="auto"))
-    parts = cube.chunk({"y": 88, "x": 104}).ginet.superresolve(weights=name, depth="auto")
+    options = {"weights": name, "depth": "auto", "precision": "float32"}
+    whole = stack(cube.chunk().ginet.superresolve(**options))
+    parts = cube.chunk({"y": 88, "x": 104}).ginet.superresolve(**options)
     assert parts.attrs["ginet_depth"] < resolve_depth("exact", load_checkpoint(name))
     assert np.abs(stack(parts) - whole).max() < 1e-5
 
@@ -392,7 +409,8 @@ def test_device_auto_picks_cuda_where_there_is_one(checkpoint: Checkpoint, monke
     assert Predictor.of(checkpoint).device == "cuda"
 
 
-def test_default_weights_and_precision_are_those_for_the_device() -> None:
+def test_default_weights_and_precision_are_those_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bfloat16, "is_faster", lambda: False)
     cube = two_grids((8, 8))
     here = cube.ginet.superresolve(device="cpu").attrs
     there = cube.ginet.superresolve(device="cuda", resources={"GPU": 1}).attrs
@@ -455,9 +473,9 @@ def test_errors_when_the_graph_is_built(checkpoint: Checkpoint, tmp_path) -> Non
         run(depth=7)
     with pytest.raises(ValueError, match="depth='all'"):
         run(depth="all")
-    with pytest.raises(ValueError, match="precision='float16': must be one of auto, float32, float64, mixed"):
+    with pytest.raises(ValueError, match="precision='float16': must be one of auto, float32, float64, mixed, bfloat16"):
         run(precision="float16")
-    with pytest.raises(ValueError, match="precision='mixed' with device='cpu': 16 bits pay on CUDA devices"):
+    with pytest.raises(ValueError, match="precision='mixed' with device='cpu': its float16 pays on CUDA devices"):
         run(precision="mixed", device="cpu")
     with pytest.raises(ValueError, match="consistency='mean': must be 'none' or 'exact'"):
         run(consistency="mean")

@@ -251,13 +251,26 @@ def test_compiled_attention_does_not_depend_on_the_parts_by_a_bit(
 ) -> None:
     rng = np.random.default_rng(0)
     frame = ((0, 0), (0, 0), (3, 3), (3, 3))
-    images = [np.pad(rng.standard_normal((2, c, 11, 13)).astype("float32"), frame) for c in (3, 3, 2)]
-    whole = attention_cpu.attend(*images, margin=3, window_size=5, patch_size=3, threads=1)
+    keys, values = (np.pad(rng.standard_normal((2, c, 11, 13)).astype("float32"), frame) for c in (3, 2))
+    matrices = [rng.standard_normal((c, c)).astype("float32") for c in (3, 2)]
+    whole, parts = np.ones((2, 2, 2, 11, 13), "float32")
+    attention_cpu.attend(whole, keys, values, *matrices, margin=3, window_size=5, patch_size=3, threads=1)
     monkeypatch.setattr(attention_cpu, "ROWS", rows)
     monkeypatch.setattr(attention_cpu, "COLUMNS", columns)
-    parts = attention_cpu.attend(*images, margin=3, window_size=5, patch_size=3, threads=3)
+    attention_cpu.attend(parts, keys, values, *matrices, margin=3, window_size=5, patch_size=3, threads=3)
     np.testing.assert_array_equal(parts, whole)
     assert len(np.unique(whole)) > 500
+
+
+def test_compiled_attention_does_not_depend_on_where_a_pixel_lies_by_a_bit() -> None:
+    ours, _ = attention_pair(3, 2, window=5, patch=3)
+    ours.float()
+    x, y = torch.randn(1, 3, 40, 50, dtype=torch.float32), torch.randn(1, 2, 40, 50, dtype=torch.float32)
+    with torch.no_grad():
+        whole = ours(x, y)[..., 11:29, 12:37]
+        for top, left in itertools.product(range(4), range(3)):
+            part = ours(x[..., 4 + top : 36, 5 + left : 44], y[..., 4 + top : 36, 5 + left : 44])
+            assert torch.equal(part[..., 7 - top : 25 - top, 7 - left : 32 - left], whole)
 
 
 def test_compiled_attention_survives_logits_that_overflow_an_exponential() -> None:

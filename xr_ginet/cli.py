@@ -42,8 +42,8 @@ def superresolve(
     depth: Annotated[str, typer.Option(help="'exact', 'auto', or overlap in 10 m pixels.")] = "exact",
     device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
     precision: Annotated[
-        Literal["auto", "float32", "float64", "mixed", "int8"],
-        typer.Option(help="Of the arithmetic; mixed is for CUDA, int8 for processors."),
+        Literal["auto", "float32", "float64", "mixed", "bfloat16"],
+        typer.Option(help="Of the arithmetic; mixed is for CUDA, bfloat16 for processors."),
     ] = "auto",
     consistency: Annotated[
         Literal["none", "exact"], typer.Option(help="'none', or 'exact': 2 × 2 means equal the 20 m input.")
@@ -294,5 +294,5 @@ def _describe_weights(target: str) -> dict[str, Any]:
         "sha256": checkpoint.sha256,
         "receptive_radius": checkpoint.config.receptive_radius,
         "config": dataclasses.asdict(checkpoint.config),
-        "card": {key: "of activations" if key == "ranges" else value for key, value in checkpoint.card.items()},
+        "card": checkpoint.card,
     }

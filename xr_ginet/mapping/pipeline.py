@@ -77,19 +77,22 @@ def superresolve(
         training, as with ``weights=None``, which has been more accurate (``benchmarks/quality.md``).
     depth : "exact", "auto" or int
         Overlap of the blocks in 10 m pixels; what fills gaps is read on top of it. ``"exact"`` is what the network can
-        see, so that the result does not depend on the chunks. ``"auto"`` is faster: with the packaged weights the
-        result depends on them by less than 1e-5, a tenth of a digital number, measured on real scenes
-        (``benchmarks/depths.md``); weights whose card tells no depth get the exact one. An even number is wrong near
-        chunk edges by what the network sees beyond it.
+        see, so that the result does not depend on the chunks: on processors, with float32 and bfloat16 and blocks of
+        64 pixels or more, not by a bit. ``"auto"`` is faster: with the packaged weights and float32 the result depends
+        on them by less than 1e-5, a tenth of a digital number, measured on real scenes (``benchmarks/depths.md``); what
+        is rounded to 16 bits differs near chunk edges by its rounding. Weights whose card tells no depth get the exact
+        one. An even number is wrong near chunk edges by what the network sees beyond it.
     device : str
         A torch device, or ``"auto"``: CUDA where the graph is built with it, else the CPU. With ``resources`` a device
         need not be where the graph is built.
-    precision : {"auto", "float32", "float64", "mixed", "int8"}
+    precision : {"auto", "float32", "float64", "mixed", "bfloat16"}
         Of the network's arithmetic and of its output. ``"mixed"`` is for CUDA devices, and what ``"auto"`` is there:
         float32 but for most convolutions, which have 16 bits; up to ten times as fast. On a real scene it differed from
-        float64 by less than 1e-3, its RMS by less than 1e-4 (``benchmarks/gpu/measured.md``). ``"int8"`` is for
-        processors: float32 but for the residual blocks, which have 8 bits. A fifth faster, RMSE up to 1.5 % larger
-        (``benchmarks/eight_bits.md``); for weights whose card has ``ranges``, as ``ginet-s`` and ``ginet-s-box``.
+        float64 by less than 1e-3, its RMS by less than 1e-4 (``benchmarks/gpu/measured.md``). ``"bfloat16"`` is for
+        processors, and what ``"auto"`` is on those that multiply such numbers faster, which is measured once: float32
+        but for the residual blocks. It changes RMSE by less than 0.1 % (``benchmarks/bfloat16.md``). Other processors
+        round alike, so that it does not matter which worker of a cluster has a block; with ``"float32"`` it does not
+        matter where the graph was built either.
     consistency : {"none", "exact"}
         ``"exact"``: at the end the mean of each 2 × 2 block is made to equal the 20 m pixel that it came from.
     self_ensemble : bool
@@ -114,8 +117,7 @@ def superresolve(
     ValueError
         If a band is missing, holds digital numbers or lies on the wrong grid; if the grids do not nest; if the depth
         is not a multiple of 2; if an option makes no sense without weights; if CUDA is asked for and absent, or
-        ``precision="int8"`` of weights without ranges. When
-        computed: if the 20 m bands of a 10 m cube were interpolated.
+        a precision that is not for the device. When computed: if the 20 m bands of a 10 m cube were interpolated.
     FileNotFoundError
         If there are no such weights.
 

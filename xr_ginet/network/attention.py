@@ -133,21 +133,21 @@ class Head(nn.Module):
         """Return ``ΦᵀΘ``: with ``⟨Θz, Φz'⟩ = ⟨ΦᵀΘz, z'⟩`` the keys are ``z`` itself."""
         return self.phi.weight[:, :, 0, 0].T @ self.theta.weight[:, :, 0, 0]
 
-    def compiled(self, x: Tensor, z: Tensor, margin: int) -> Tensor:
-        """Return the head's output, by the form for processors, of images within ``margin`` zeros."""
+    def add_compiled(self, out: Tensor, x: Tensor, z: Tensor, *, share: Tensor, margin: int) -> None:
+        """Add the head's share to an output, by the form for processors, of images within ``margin`` zeros."""
         from .attention_cpu import attend
 
-        mean = attend(
-            torch.einsum("oc,nchw->nohw", self.metric, z).numpy(),
+        attend(
+            out.numpy(),
             z.numpy(),
             x.numpy(),
+            self.metric.numpy(),
+            (share * self.value.weight[:, :, 0, 0]).numpy(),  # the mean of V x is V of the mean
             margin=margin,
             window_size=self.window_size,
             patch_size=self.patch_size,
             threads=torch.get_num_threads(),
         )
-        # The mean of V x is V of the mean.
-        return torch.einsum("oc,nchw->nohw", self.value.weight[:, :, 0, 0], torch.from_numpy(mean))
 
 
 def may_compile(x: Tensor) -> bool:
@@ -214,12 +214,12 @@ class WindowAttention(nn.Module):
         z = F.pad(torch.cat([x, y], dim=1), (margin,) * 4)
         if z.is_cuda:
             return self._on_gpu(z, margin)
+        out = self.combine.bias.expand_as(x).contiguous()
         x, y = z[:, : x.shape[1]], z[:, x.shape[1] :]
-        return self._combine(
-            self.geometric.compiled(x, y, margin),
-            self.spectral.compiled(x, x, margin),
-            self.mixed.compiled(x, z, margin),
-        )
+        heads = (self.geometric, y), (self.spectral, x), (self.mixed, z)
+        for (head, embedding), share in zip(heads, self.combine.weight[0], strict=True):
+            head.add_compiled(out, x, embedding, share=share, margin=margin)
+        return out
 
     def _on_gpu(self, z: Tensor, margin: int) -> Tensor:
         from .attention_gpu import attend

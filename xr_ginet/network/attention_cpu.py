@@ -3,7 +3,8 @@
 The torch form in `attention` writes a plane per window position and head to memory and reads it again for each step of
 the softmax. Here a thread takes a few rows: the products of one row with its window, their box sums over the last
 ``patch_size`` rows, the softmax and the weighted sum follow each other while the row is at hand. Loops run along rows,
-which compilers turn into vector instructions.
+which compilers turn into vector instructions. A pixel's sums are in one order wherever it lies and whoever works on it:
+they do not depend, to the last bit, on how an image is cut.
 """
 
 from __future__ import annotations
@@ -33,49 +34,58 @@ def compiled(function: Callable[..., None]) -> Any:
 
 
 def attend(
-    queries: NDArray, keys: NDArray, values: NDArray, *, margin: int, window_size: int, patch_size: int, threads: int
-) -> NDArray:
-    """Return the sum over each pixel's window of ``values``, weighted by the softmax of patch-wise inner products.
+    out: NDArray,
+    keys: NDArray,
+    values: NDArray,
+    metric: NDArray,
+    mix: NDArray,
+    *,
+    margin: int,
+    window_size: int,
+    patch_size: int,
+    threads: int,
+) -> None:
+    """Add ``mix`` of the sum over each pixel's window of ``values``, weighted by the softmax of patchwise products.
 
     Parameters
     ----------
-    queries, keys : (N, C, margin + H + margin, margin + W + margin), float32
+    out : (N, Cv, H, W), float32
+        What is added to.
+    keys : (N, C, margin + H + margin, margin + W + margin), float32
         The image within zeros. The logit of a window position is the inner product of the queries' patch around the
         pixel and the keys' patch around the position, 0 where the position lies outside the image.
     values : (N, Cv, margin + H + margin, margin + W + margin), float32
         Likewise: zero outside the image, with the weight that the logit 0 gives.
+    metric : (C, C), float32
+        What makes queries of the keys.
+    mix : (Cv, Cv), float32
     margin : int
         At least ``window_size // 2 + patch_size // 2``.
     window_size, patch_size : int
         Odd widths in pixels.
     threads : int
         How many to work with.
-
-    Returns
-    -------
-    (N, Cv, H, W), float32
     """
-    n, channels, height, width = values.shape
-    height, width = height - 2 * margin, width - 2 * margin
-    out = np.empty((n, channels, height, width), f32)
+    n, _, height, width = out.shape
 
     def work(part: tuple[int, int, int]) -> None:
         i, top, left = part
         bottom, right = min(top + ROWS, height), min(left + COLUMNS, width)
-        _attend(queries[i], keys[i], values[i], out[i], margin, window_size, patch_size, top, bottom, left, right)
+        shape = margin, window_size, patch_size, top, bottom, left, right
+        _attend(out[i], keys[i], values[i], metric, mix, *shape)
 
     parts = product(range(n), range(0, height, ROWS), range(0, width, COLUMNS))
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(work, parts))
-    return out
 
 
 @compiled
 def _attend(
-    queries: NDArray,  # (C, margin + H + margin, margin + W + margin), as keys and values
-    keys: NDArray,
-    values: NDArray,
     out: NDArray,  # (Cv, H, W)
+    keys: NDArray,  # (C, margin + H + margin, margin + W + margin), as values
+    values: NDArray,
+    metric: NDArray,
+    mix: NDArray,
     margin: int,
     window_size: int,
     patch_size: int,
@@ -84,11 +94,12 @@ def _attend(
     left: int,
     right: int,
 ) -> None:
-    """Write the rows ``top:bottom`` and columns ``left:right`` of one image's output."""
+    """Add the rows ``top:bottom`` and columns ``left:right`` of one image's output."""
     n_values, height, width = out.shape
     radius, reach = window_size // 2, patch_size // 2
     size = right - left
     n_positions = window_size * window_size
+    queries = np.empty((keys.shape[0], size + 2 * reach), f32)
     products = np.empty(size + 2 * reach, f32)
     sums = np.empty((n_positions, patch_size, size), f32)  # of the last rows' products, over a patch's width
     logits = np.empty((n_positions, size), f32)
@@ -98,11 +109,15 @@ def _attend(
     a, b = left - reach + margin, right + reach + margin
     for below in range(top - reach, bottom + reach):  # the lowest row of the patches around ``row``
         y = below + margin
+        for q in range(keys.shape[0]):
+            queries[q] = 0
+            for c in range(keys.shape[0]):
+                _add_scaled(queries[q], keys[c, y, a:b], metric[q, c])
         for k in range(n_positions):
             dy, dx = k // window_size - radius, k % window_size - radius
-            _multiply(products, queries[0, y, a:b], keys[0, y + dy, a + dx : b + dx])
+            _multiply(products, queries[0], keys[0, y + dy, a + dx : b + dx])
             for c in range(1, keys.shape[0]):
-                _multiply_add(products, queries[c, y, a:b], keys[c, y + dy, a + dx : b + dx])
+                _multiply_add(products, queries[c], keys[c, y + dy, a + dx : b + dx])
             line = sums[k, below % patch_size]
             line[:] = products[:size]
             for d in range(1, patch_size):
@@ -114,9 +129,9 @@ def _attend(
         for k in range(n_positions):
             dy, dx = k // window_size - radius, k % window_size - radius
             line = logits[k]
-            line[:] = sums[k, 0]
-            for d in range(1, patch_size):
-                _add(line, sums[k, d])
+            line[:] = sums[k, (below + 1) % patch_size]
+            for d in range(2, patch_size + 1):  # from the uppermost row on, wherever the part begins
+                _add(line, sums[k, (below + d) % patch_size])
             if row + dy < 0 or row + dy >= height:
                 line[:] = 0
             else:
@@ -137,7 +152,10 @@ def _attend(
                 line = values[c, row + dy + margin, left + dx + margin : right + dx + margin]
                 _multiply_add(mean[c], logits[k], line)
         for c in range(n_values):
-            _divide(out[c, row, left:right], mean[c], total)
+            _divide(mean[c], total)
+        for v in range(n_values):
+            for c in range(n_values):
+                _add_scaled(out[v, row, left:right], mean[c], mix[v, c])
 
 
 @compiled
@@ -159,9 +177,15 @@ def _add(out: NDArray, x: NDArray) -> None:
 
 
 @compiled
-def _divide(out: NDArray, x: NDArray, y: NDArray) -> None:
+def _add_scaled(out: NDArray, x: NDArray, factor: float) -> None:
     for i in range(out.size):
-        out[i] = x[i] / y[i]
+        out[i] += x[i] * factor
+
+
+@compiled
+def _divide(out: NDArray, x: NDArray) -> None:
+    for i in range(out.size):
+        out[i] /= x[i]
 
 
 @compiled

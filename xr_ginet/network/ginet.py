@@ -256,14 +256,27 @@ class Guide(nn.Module):
         layers = zip(*(cast(Tensor, p).chunk(self.n_clusters) for p in parameters), strict=True)
         guide = ms.new_zeros(())
         for cluster, (weight_a, bias_a, weight_b, bias_b) in enumerate(layers):  # one by one, for memory's sake
-            hidden = F.conv2d(ms, weight_a, bias_a).relu_()  # (N, F, H, W)
-            guide = guide + share[:, cluster : cluster + 1] * F.conv2d(hidden, weight_b, bias_b).relu_()
+            hidden = _by_pixel(ms, weight_a, bias_a).relu_()  # (N, F, H, W)
+            guide = guide + share[:, cluster : cluster + 1] * _by_pixel(hidden, weight_b, bias_b).relu_()
         return guide.contiguous()
+
+
+def _by_pixel(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return a 1×1 convolution.
+
+    On one thread torch makes a matrix product of it, whose sums depend, in their last bit, on where in the image a
+    pixel lies; oneDNN's do not.
+    """
+    if x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        return torch.mkldnn_convolution(x, weight, bias, (0, 0), (1, 1), (1, 1), 1)
+    return F.conv2d(x, weight, bias)
 
 
 def cluster_shares(logits: Tensor, *, hard: bool) -> Tensor:
     """Return what each cluster has of a pixel, ``(N, C, H, W)``; hard: all of the likeliest, the first on a tie."""
-    share = logits.softmax(1)
+    # torch's softmax rounds the last pixels of each thread otherwise than the rest.
+    exponentials = (logits - logits.detach().amax(1, keepdim=True)).exp()
+    share = exponentials / exponentials.sum(1, keepdim=True)
     if hard:
         share = torch.zeros_like(share).scatter_(1, share.argmax(1, keepdim=True), 1)
     return share

@@ -386,11 +386,10 @@ def adapt(
         raise ValueError(
             f"the loss is {fitted.losses[-1]} after {steps} steps: nothing was written. Type a smaller learning_rate="
         )
-    former = {key: value for key, value in start.card.items() if key != "ranges"}  # which were of other weights
     card = {
         "task": f"Sentinel-2 {options.resolution} m to 10 m",
         "degradation": options.degradation,
-        "adapted_from": {"name": start.name, "sha256": start.sha256, "card": former},
+        "adapted_from": {"name": start.name, "sha256": start.sha256, "card": start.card},
         "adapted_on": np.atleast_1d(ds.attrs.get("source_items", [])).astype(str).tolist(),
         "steps": steps,
         "seed": options.seed,
