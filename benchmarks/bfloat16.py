@@ -19,7 +19,7 @@ from evaluation import TEST, VALIDATION, predict, read_scene, wald_pair
 from quality import BORDER, overall, table
 
 from xr_ginet.mapping.heap import glibc
-from xr_ginet.network import GINet, available_weights, load_checkpoint
+from xr_ginet.network import GINet, load_checkpoint
 from xr_ginet.network.bfloat16 import in_bfloat16, is_faster
 from xr_ginet.training.metrics import rmse
 
@@ -41,9 +41,9 @@ def seconds_per_megapixel(networks: list[GINet], side: int, rounds: int = 3) -> 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=Path, default=Path("../shared/data/scenes"))
-    parser.add_argument("--weights", nargs="*", default=available_weights())
+    parser.add_argument("--weights", nargs="*", default=["ginet", "ginet-s", "ginet-xs"])
     parser.add_argument("--judged", nargs="*", default=[*VALIDATION, *TEST])
-    parser.add_argument("--side", type=int, default=1056, help="pixels at 10 m of the block that is timed")
+    parser.add_argument("--side", type=int, default=544, help="pixels at 10 m of the block that is timed")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("bfloat16.md"))
     options = parser.parse_args(arguments)
     errors, times = [], []

@@ -86,7 +86,7 @@ def trained(paths: list[Path], steps: int, options: PatchOptions) -> GINet:
         fitting = FitOptions(
             steps=steps, batch_size=24, learning_rate=rate, warm_up=100, averaging=0.98, accelerator="cpu", threads=1
         )
-        network = fit(network, Patches(cubes, options), fitting).averaged
+        network = fit(network, Patches(cubes, options), fitting).result()
     return network
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import subprocess
 import sys
@@ -49,7 +50,7 @@ CPU = {"accelerator": "cpu", "batch_size": 1}
 
 
 def weights_of(fitting: Fitting) -> list[torch.Tensor]:
-    return list(fitting.averaged.state_dict().values())
+    return list(fitting.result().state_dict().values())
 
 
 def test_one_patch_is_learned_by_heart_and_so_are_the_clusters() -> None:
@@ -62,6 +63,19 @@ def test_one_patch_is_learned_by_heart_and_so_are_the_clusters() -> None:
     assert (network.guide.classify[0].weight - before).abs().max() > 1e-3
 
 
+def test_a_share_lies_between_the_start_and_the_average() -> None:
+    torch.manual_seed(3)
+    start = GINet(GINetConfig(n_features=4, n_stages=1, assignment="soft"))
+    results = []
+    for share in (1.0, 0.25):
+        patches = Patches([simulated_cube(48)], PatchOptions(size=24))
+        options = FitOptions(steps=3, learning_rate=1e-2, warm_up=1, averaging=0.5, share=share, **CPU)
+        results.append(weights_of(fit(copy.deepcopy(start), patches, options)))
+    assert any(not torch.equal(a, b) for a, b in zip(start.parameters(), results[0], strict=True))
+    for before, whole, quarter in zip(start.state_dict().values(), *results, strict=True):
+        torch.testing.assert_close(quarter, 0.75 * before + 0.25 * whole)
+
+
 @pytest.mark.parametrize("learn", [True, False])
 def test_hard_clusters_get_a_gradient_only_where_they_are_mixed_while_learning(learn: bool) -> None:
     torch.manual_seed(1)
@@ -72,7 +86,7 @@ def test_hard_clusters_get_a_gradient_only_where_they_are_mixed_while_learning(l
     fitted = fit(network, patches, options)
     moved = [bool((p.grad is not None) and p.grad.abs().max() > 0) for p in network.guide.classify.parameters()]
     assert moved == [learn] * len(before)
-    assert fitted.averaged.guide.temperature is None  # what results assigns hard
+    assert fitted.result().guide.temperature is None  # what results assigns hard
     if learn:
         assert network.guide.temperature == pytest.approx(COLDEST ** (3 / 4))
 
@@ -201,7 +215,7 @@ options = FitOptions(
 )
 fitted = fit(network, patches, options, folder=folder)
 rank = torch.distributed.get_rank()
-torch.save({"weights": fitted.averaged.state_dict(), "losses": fitted.losses}, folder / f"rank{rank}.pt")
+torch.save({"weights": fitted.result().state_dict(), "losses": fitted.losses}, folder / f"rank{rank}.pt")
 """
 
 
@@ -273,6 +287,8 @@ def test_fit_options_out_of_range_are_refused() -> None:
         FitOptions(steps=0)
     with pytest.raises(ValueError, match="averaging=1: must be at least 0 and below 1"):
         FitOptions(averaging=1)
+    with pytest.raises(ValueError, match="share=0: must be above 0 and at most 1"):
+        FitOptions(share=0)
 
 
 def test_adapted_weights_are_an_ordinary_checkpoint_and_fit_better(checkpoint: Checkpoint, tmp_path) -> None:

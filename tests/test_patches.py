@@ -10,6 +10,7 @@ import torch
 import xarray as xr
 from conftest import three_grids, two_grids
 from numpy.testing import assert_allclose
+from scipy.ndimage import gaussian_filter
 
 from xr_ginet.sentinel2.bands import BANDS_10M, BANDS_20M, BANDS_60M
 from xr_ginet.training import patches as module
@@ -41,6 +42,18 @@ def test_a_patch_is_the_degraded_chunk_and_its_truth(degradation: str) -> None:
     assert_allclose(sample.hs, degrade(truth, BANDS_20M, degradation=degradation), atol=1e-6)
     assert_allclose(sample.truth, truth, atol=0)
     assert sample.ms.dtype == torch.float32
+
+
+def test_bands_that_are_blurred_before_are_truth_and_input() -> None:
+    cube = chunked((16, 16), n_times=None)
+    plain, blurred = (
+        next(iter(Patches([cube], PatchOptions(size=16, augment=False, degradation="box", blur=b)))) for b in (0, 0.6)
+    )
+    truth = np.stack([gaussian_filter(cube[b].values, 0.6) for b in BANDS_20M]).astype("float32")
+    assert_allclose(blurred.truth, truth, atol=1e-6)
+    assert_allclose(blurred.hs, degrade(truth, BANDS_20M, degradation="box"), atol=1e-6)
+    assert_allclose(blurred.ms, plain.ms)
+    assert 0.5 < blurred.truth.std() / plain.truth.std() < 0.9
 
 
 def test_a_pass_covers_all_pixels_once_and_reads_each_chunk_once(monkeypatch: pytest.MonkeyPatch) -> None:

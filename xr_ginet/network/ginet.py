@@ -267,7 +267,8 @@ def _by_pixel(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     On one thread torch makes a matrix product of it, whose sums depend, in their last bit, on where in the image a
     pixel lies; oneDNN's do not.
     """
-    if x.device.type == "cpu" and x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+    on_processor = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_grad_enabled()
+    if on_processor and torch.backends.mkldnn.is_available():
         return torch.mkldnn_convolution(x, weight, bias, (0, 0), (1, 1), (1, 1), 1)
     return F.conv2d(x, weight, bias)
 

@@ -25,7 +25,7 @@ import torch
 import torch.distributed
 import xarray as xr
 from numpy.typing import NDArray
-from scipy.ndimage import binary_dilation
+from scipy.ndimage import binary_dilation, gaussian_filter
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -112,6 +112,10 @@ class PatchOptions:
     """Range from which the MTF gain of the 10 m bands is drawn, one per chunk and pass; for ``mtf`` only. None: their
     own, 0.25, with which they come out blurrier than the truth; with 0.45 they are as sharp as the truth, as the 10 m
     bands are at full scale."""
+    blur: float = 0.0
+    """Standard deviation, in their pixels, of a Gaussian that blurs the bands to restore before anything else. For a
+    cube of block means, 0.45: at the Nyquist frequency they keep 0.54 of what there is, where the bands themselves
+    keep 0.33."""
     shift: bool = False
     """Whether the coarser pixels start at any pixel of a chunk that leaves room for as many patches, drawn per pass, so
     that few images give many pairs. Without it they start where the chunk does."""
@@ -335,12 +339,12 @@ class Patches(IterableDataset):
             valid &= _blocks(np.isfinite(seen) & ~np.isin(seen, CLOUDY), n_classes).all((1, 3))
         if not valid.all():  # what the blur mixes with a missing pixel is no good either
             valid = ~binary_dilation(~valid, iterations=TAPS_PER_FACTOR * factor // 2)
+        ms, truth = (np.where(np.isfinite(image), image, np.float32(0)) for image in (ms, truth))
+        if self.options.blur:
+            truth = gaussian_filter(truth, (0, self.options.blur, self.options.blur))
         ms, hs = (
-            mtf_mean(filled, factor, gains) if self.options.degradation == "mtf" else box_mean(filled, factor)
-            for filled, gains in (
-                (np.where(np.isfinite(ms), ms, np.float32(0)), mtf_gains[: len(fine_bands)]),
-                (np.where(np.isfinite(truth), truth, np.float32(0)), mtf_gains[len(fine_bands) :]),
-            )
+            mtf_mean(image, factor, gains) if self.options.degradation == "mtf" else box_mean(image, factor)
+            for image, gains in ((ms, mtf_gains[: len(fine_bands)]), (truth, mtf_gains[len(fine_bands) :]))
         )
         return ms, hs, truth, valid
 

@@ -176,7 +176,7 @@ def train(run: Run, folder: str | Path, *, progress: bool = False, command: str 
         "seed": run.fit.seed,
         "command": command,
     }
-    return save_checkpoint(folder / f"{run.name}.safetensors", fitted.averaged, card)
+    return save_checkpoint(folder / f"{run.name}.safetensors", fitted.result(), card)
 
 
 def _plain(options: PatchOptions) -> PatchOptions:
