@@ -29,6 +29,7 @@ import xr_ginet
 from xr_ginet.mapping import classical
 from xr_ginet.mapping.pipeline import Method
 from xr_ginet.network import Checkpoint, GINet, available_weights, load_checkpoint
+from xr_ginet.network.bfloat16 import is_faster
 from xr_ginet.sentinel2.bands import BANDS, BANDS_10M, BANDS_20M
 from xr_ginet.simulation import simulate
 from xr_ginet.training.metrics import rmse
@@ -155,7 +156,8 @@ def main() -> None:
         "RMSE in digital numbers (reflectance × 10,000) over the six 20 m bands, 8 pixels (20 m) of border left out. "
         f"Made by `python benchmarks/quality.py{' --adapt' * args.adapt}` with torch {torch.__version__} on "
         f"{platform.machine()}. No scene of the first two tables was trained on; the validation scenes were watched "
-        "during training, the test scene was not.",
+        "during training, the test scene was not. Symmetries and adapted weights are by `superresolve`, in the "
+        f"precision that it takes here, {'bfloat16' if is_faster() else 'float32'}; what stands alone is in float32.",
         *(
             f"- `{name}`: {sum(p.numel() for p in networks[name].parameters()):,} parameters, trained for "
             f"`{c.card['degradation']}`, sha256 `{c.sha256[:12]}`, `{c.card['command']}`"

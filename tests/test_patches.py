@@ -161,13 +161,16 @@ def test_missing_and_cloudy_patches_are_left_out() -> None:
     assert all(torch.isfinite(image).all() for image in sample)
 
 
-def test_what_the_blur_mixes_with_a_gap_is_left_out_too() -> None:
-    cube = chunked((16, 32), n_times=None).load()
-    whole = [s.hs for s in Patches([cube], PatchOptions(**PLAIN))]
-    cube["B05"][4, 4] = np.nan  # in the first of eight patches, 4 pixels from its neighbours
-    kept = [s.hs for s in Patches([cube], PatchOptions(**PLAIN))]
-    assert 0 < len(kept) < 7
-    assert all(any(torch.equal(k, w) for w in whole) for k in kept)
+@pytest.mark.parametrize("blur", [0.0, 0.9])
+def test_what_the_blur_mixes_with_a_gap_is_left_out_too(blur: float) -> None:
+    cube = chunked((16, 48), n_times=None).load()
+    options = PatchOptions(**PLAIN, blur=blur)
+    whole = list(Patches([cube], options))
+    cube["B05"][4, 4] = np.nan  # in the first of twelve patches, 4 pixels from its neighbours
+    kept = list(Patches([cube], options))
+    assert 0 < len(kept) < 11
+    for k in kept:
+        assert any(torch.equal(k.hs, w.hs) and torch.equal(k.truth, w.truth) for w in whole)
 
 
 def test_the_eight_symmetries_turn_all_three_images_alike() -> None:
@@ -303,6 +306,8 @@ def test_a_share_without_patches_cannot_keep_in_step(monkeypatch: pytest.MonkeyP
 
 
 def test_patches_refuse() -> None:
+    with pytest.raises(ValueError, match="blur=-1: must be a number of pixels, not negative"):
+        Patches([chunked()], PatchOptions(size=8, blur=-1))
     with pytest.raises(ValueError, match="samples=0: must be at least 1"):
         Patches([chunked()], PatchOptions(size=8, samples=0))
     for option in ({"gain_jitter": 0.02}, {"fine_gain": (0.2, 0.4)}):

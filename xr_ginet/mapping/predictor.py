@@ -81,8 +81,8 @@ class Predictor:
         """Return the predictor of a checkpoint.
 
         ``device="auto"`` is CUDA where there is one, else the CPU; ``precision="auto"`` is mixed on CUDA devices, on
-        processors bfloat16 where that is measured to be faster, else float32.
-        Whether a device is there is found out now, unless it will run ``elsewhere``.
+        processors bfloat16 where that is measured to be faster, else float32. Whether a device is there is found out
+        now, unless it will run ``elsewhere``.
         """
         import torch
 

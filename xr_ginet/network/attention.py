@@ -133,8 +133,8 @@ class Head(nn.Module):
         """Return ``ΦᵀΘ``: with ``⟨Θz, Φz'⟩ = ⟨ΦᵀΘz, z'⟩`` the keys are ``z`` itself."""
         return self.phi.weight[:, :, 0, 0].T @ self.theta.weight[:, :, 0, 0]
 
-    def add_compiled(self, out: Tensor, x: Tensor, z: Tensor, *, share: Tensor, margin: int) -> None:
-        """Add the head's share to an output, by the form for processors, of images within ``margin`` zeros."""
+    def add_compiled(self, out: Tensor, x: Tensor, z: Tensor, *, values: Tensor, margin: int) -> None:
+        """Add ``values`` of the head's mean of ``x``, by the form for processors, of images within ``margin`` zeros."""
         from .attention_cpu import attend
 
         attend(
@@ -142,7 +142,7 @@ class Head(nn.Module):
             z.numpy(),
             x.numpy(),
             self.metric.numpy(),
-            (share * self.value.weight[:, :, 0, 0]).numpy(),  # the mean of V x is V of the mean
+            values.numpy(),
             margin=margin,
             window_size=self.window_size,
             patch_size=self.patch_size,
@@ -214,11 +214,12 @@ class WindowAttention(nn.Module):
         z = F.pad(torch.cat([x, y], dim=1), (margin,) * 4)
         if z.is_cuda:
             return self._on_gpu(z, margin)
-        out = self.combine.bias.expand_as(x).contiguous()
+        _, of_heads, bias = self.folded()
+        out = bias.expand_as(x).contiguous()
         x, y = z[:, : x.shape[1]], z[:, x.shape[1] :]
         heads = (self.geometric, y), (self.spectral, x), (self.mixed, z)
-        for (head, embedding), share in zip(heads, self.combine.weight[0], strict=True):
-            head.add_compiled(out, x, embedding, share=share, margin=margin)
+        for (head, embedding), values in zip(heads, of_heads, strict=True):
+            head.add_compiled(out, x, embedding, values=values, margin=margin)
         return out
 
     def _on_gpu(self, z: Tensor, margin: int) -> Tensor:

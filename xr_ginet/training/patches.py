@@ -13,6 +13,7 @@ selection of its own, so a chunk is read again for every window in it unless the
 from __future__ import annotations
 
 import itertools
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -149,9 +150,9 @@ class Patches(IterableDataset):
     ------
     ValueError
         If a cube lacks a band, its grids or chunks do not nest, the size is no multiple of the factor, there is no such
-        resolution, ``samples`` is not positive, or
-        ``gain_jitter`` or ``fine_gain`` is set for another degradation than ``mtf``; while iterating, if ``samples``
-        are asked of a process whose share has no patch free of missing and cloudy pixels.
+        resolution, ``samples`` is not positive, ``blur`` is negative, or ``gain_jitter`` or ``fine_gain`` is set for
+        another degradation than ``mtf``; while iterating, if ``samples`` are asked of a process whose share has no
+        patch free of missing and cloudy pixels.
     """
 
     def __init__(self, cubes: Sequence[xr.Dataset], options: PatchOptions | None = None) -> None:
@@ -167,6 +168,8 @@ class Patches(IterableDataset):
             )
         if self.options.samples is not None and self.options.samples < 1:
             raise ValueError(f"samples={self.options.samples}: must be at least 1, or None for each patch once")
+        if not 0 <= self.options.blur < math.inf:
+            raise ValueError(f"blur={self.options.blur}: must be a number of pixels, not negative")
         for name in ("gain_jitter", "fine_gain"):
             if (value := getattr(self.options, name)) and self.options.degradation != "mtf":
                 raise ValueError(
@@ -338,7 +341,8 @@ class Patches(IterableDataset):
             seen = classes[SCL].transpose(*COARSE_DIMS).values
             valid &= _blocks(np.isfinite(seen) & ~np.isin(seen, CLOUDY), n_classes).all((1, 3))
         if not valid.all():  # what the blur mixes with a missing pixel is no good either
-            valid = ~binary_dilation(~valid, iterations=TAPS_PER_FACTOR * factor // 2)
+            reach = TAPS_PER_FACTOR * factor // 2 + math.ceil(4 * self.options.blur)  # scipy's Gaussians end at 4 σ
+            valid = ~binary_dilation(~valid, iterations=reach)
         ms, truth = (np.where(np.isfinite(image), image, np.float32(0)) for image in (ms, truth))
         if self.options.blur:
             truth = gaussian_filter(truth, (0, self.options.blur, self.options.blur))
