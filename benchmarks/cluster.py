@@ -1,4 +1,4 @@
-"""What a Dask cluster makes of a job: efficiency of workers, time to the first chunk, memory of the scheduler.
+"""What a Dask cluster makes of a job: efficiency of workers, time to the first chunk, memory; and other schedulers.
 
     python benchmarks/cluster.py
 
@@ -15,11 +15,13 @@ import platform
 import threading
 import time
 import timeit
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import dask
 import dask.array as da
 import numpy as np
 import psutil
@@ -116,6 +118,45 @@ def rows_of(found: dict[int, tuple[float, float, float]], alone: float, kind: st
         yield [f"{workers}{kind}", f"{speed:.3f}", f"{efficiency:.2f}", f"{chunk:.1f}", f"{date:.1f}"]
 
 
+def peak_while(function: Callable[[], object]) -> int:
+    """Return the most bytes that this process and those that it starts hold while a function runs."""
+    ended, peak, this = threading.Event(), 0, psutil.Process()
+    with ThreadPoolExecutor(1) as watched:
+        watched.submit(function).add_done_callback(lambda _: ended.set())
+        while not ended.wait(0.1):
+            held = 0
+            for process in [this, *this.children(recursive=True)]:
+                with suppress(psutil.NoSuchProcess):
+                    held += process.memory_info().rss
+            peak = max(peak, held)
+    return peak
+
+
+def scheduler_row(name: str, options: argparse.Namespace, folder: Path) -> list[str]:
+    """Return what one of Dask's schedulers makes of all cores of this machine."""
+    cores = psutil.cpu_count()
+    cube = cube_of(options.schedulers_side, options.chunk, 1).ginet.superresolve(weights=options.weights, depth="auto")
+    corner = cube.isel(y=slice(options.chunk), x=slice(options.chunk))
+    spent = 0.0
+
+    def run() -> None:
+        nonlocal spent
+        corner.ginet.to_zarr(folder / f"{name} warm.zarr")  # processes of a pool are new each time: they start in both
+        began = time.monotonic()
+        cube.ginet.to_zarr(folder / f"{name}.zarr")
+        spent = time.monotonic() - began
+
+    with ExitStack() as stack:
+        if name in ("threads", "processes"):
+            stack.enter_context(dask.config.set(scheduler=name))
+        else:
+            workers = 1 if name == "one worker" else cores
+            shape = {"n_workers": workers, "threads_per_worker": cores // workers, "dashboard_address": ":0"}
+            stack.enter_context(Client(stack.enter_context(LocalCluster(**shape))))
+        peak = peak_while(run)
+    return [name, f"{options.schedulers_side**2 / spent / 1e6:.3f}", f"{peak / 2**30:.2f}"]
+
+
 def scheduler_memory(blocks: int, chunk: int) -> tuple[int, int]:
     """Return the tasks of a graph of so many blocks, and the bytes that client and scheduler take to hold them."""
     side = round(np.sqrt(blocks)) * chunk
@@ -142,6 +183,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--simulated", type=int, nargs="*", default=[4, 9])
     parser.add_argument("--simulated-side", type=int, default=6144)
     parser.add_argument("--blocks", type=int, default=10_000)
+    parser.add_argument("--schedulers", nargs="*", default=["threads", "processes", "one worker", "a worker per core"])
+    parser.add_argument("--schedulers-side", type=int, default=3072)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("cluster.md"))
     options = parser.parse_args(arguments)
     asleep = seconds_per_block(options.weights, options.chunk)
@@ -151,6 +194,7 @@ def main(arguments: list[str] | None = None) -> None:
             n: throughput(n, options, Path(folder), side=options.simulated_side, asleep=asleep)
             for n in options.simulated
         }
+        schedulers = [scheduler_row(name, options, Path(folder)) for name in options.schedulers]
     first, (speed, *_) = next(iter(found.items()))
     rows = [
         *rows_of(found, speed / first),
@@ -167,6 +211,12 @@ def main(arguments: list[str] | None = None) -> None:
         f"{options.blocks:,} blocks of one band in one graph are {tasks:,} tasks; client and scheduler take "
         f"{memory / 1e6:.0f} MB to hold them. `to_zarr(resume=True)` and `xr-ginet submit` hand the scheduler one date "
         "at a time: 121 blocks of 1024² pixels for a tile.",
+        "## Under each of Dask's schedulers",
+        f"{options.schedulers_side}² pixels in chunks of {options.chunk}, on all cores. A process runs one block at a "
+        "time, with as many threads as it has cores: all of them under Dask's threads, one in a process of a pool "
+        "(which starts anew for each computation), those of the worker under `distributed`. Memory is that of all "
+        "processes together.",
+        table(["scheduler", "megapixels per second", "peak memory, GiB"], schedulers),
     ]
     options.out.write_text("\n\n".join(parts) + "\n")
     print(options.out.read_text())

@@ -28,6 +28,7 @@ import supreme
 import throughput
 import tile
 import torch
+import training
 from conftest import SHARED, needs_cuda, needs_shared
 from numpy.testing import assert_allclose
 
@@ -199,9 +200,12 @@ def test_60_m_benchmark_writes_its_table(tmp_path: Path, monkeypatch: pytest.Mon
 def test_cluster_benchmark_writes_its_table(tmp_path: Path) -> None:
     command = ["--side", "64", "--chunk", "32", "--dates", "2", "--weights", "ginet-xs", "--workers", "1"]
     command += ["--simulated", "1", "--simulated-side", "64"]
+    command += ["--schedulers", "threads", "--schedulers-side", "64"]
     cluster.main([*command, "--blocks", "16", "--out", str(tmp_path / "cluster.md")])
     lines = [line.split(" | ") for line in (tmp_path / "cluster.md").read_text().splitlines() if line.startswith("| ")]
-    assert [line[0] for line in lines[2:]] == ["| 1", "| 1, simulated"]
+    assert [line[0] for line in lines[2:4]] == ["| 1", "| 1, simulated"]
+    assert lines[-1][0] == "| threads"
+    assert float(lines[-1][1]) > 0 < float(lines[-1][2].strip(" |"))
     assert lines[2][2] == "1.00"
     assert 0 < float(lines[3][2]) < 1
 
@@ -219,7 +223,18 @@ def test_pipeline_benchmark_writes_its_tables(tmp_path: Path) -> None:
     lines = [line.split(" | ") for line in (tmp_path / "pipeline.md").read_text().splitlines() if line.startswith("| ")]
     assert [row[1] for row in lines[2:4]] == ["4", "12"]
     assert lines[2][5] == lines[3][5]  # tasks per block
-    assert 0 < float(lines[-1][3]) < float(lines[-1][2])
+    seconds, first, network = map(float, lines[-1][2:5])
+    assert 0 < network < seconds - first + 0.1
+
+
+def test_training_benchmark_writes_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "measure_in_fresh_process", training.measure)
+    command = ["--weights", "ginet-xs", "--precisions", "32-true", "--steps", "2", "--rounds", "1", "--side", "96"]
+    training.main([*command, "--chunk", "96", "--out", str(tmp_path / "training.md")])
+    row = (tmp_path / "training.md").read_text().splitlines()[-1].strip("| ").split(" | ")
+    assert row[:2] == ["ginet-xs", "32-true"]
+    assert float(row[4]) == pytest.approx(float(row[3]) / float(row[2]), rel=0.05)
+    assert 0 <= float(row[5].rstrip("%")) < 100
 
 
 def test_noise_is_found_beside_edges() -> None:

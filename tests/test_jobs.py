@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -12,23 +13,28 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
 import batch_cluster
+import dask
+import numpy as np
 import pytest
+import torch
 import xarray as xr
 from conftest import scene_item, two_grids
-from distributed import Client, Nanny, Scheduler, SpecCluster, get_client
+from distributed import Client, LocalCluster, Nanny, Scheduler, SpecCluster, get_client
 from local_stac import serve
+from numpy.testing import assert_array_equal
 from typer.testing import CliRunner
 
 import xr_ginet
 from xr_ginet.cli import app
 from xr_ginet.growing import Outcome
 from xr_ginet.jobs import Job, run
-from xr_ginet.mapping.predictor import _where_it_is
+from xr_ginet.mapping.predictor import Predictor, threads_here
 from xr_ginet.network import Checkpoint
 from xr_ginet.simulation import simulate
 
@@ -160,18 +166,44 @@ def test_a_job_on_a_cluster_makes_the_same_cubes_with_weights_that_travel_to_the
     cluster = '[cluster]\nworkers = 2\noptions = { n_workers = 1, threads_per_worker = 1, dashboard_address = ":0" }\n'
     text = path.read_text().replace(str(checkpoint.path), str(mine))
     (folder / "elsewhere" / "job.toml").write_text(text + cluster)
-    found: list[str] = []
+    there = replace(Predictor.of(checkpoint, precision="float32"), path="/nowhere/mine.safetensors")
+    block = np.full((4, 64, 64), 0.1, "float32"), np.full((6, 32, 32), 0.2, "float32")
+    found: list[np.ndarray] = []
 
     def look(area: str, outcome: Outcome) -> None:
-        found.append(get_client().submit(_where_it_is, "/nowhere/mine.safetensors", pure=False).result())
+        found.append(get_client().submit(there, *block, pure=False).result())
 
     report = run(Job.from_toml(folder / "elsewhere" / "job.toml"), tell=look)
     assert report.state == "complete"
     assert len(found) == 3
-    assert "/nowhere/mine.safetensors" not in found
+    for result in found:
+        assert_array_equal(result, Predictor.of(checkpoint, precision="float32")(*block))
+    with pytest.raises(FileNotFoundError, match="/nowhere/mine"):
+        there(*block)
     for name, cube in expected.items():
         stored = xr.open_zarr(folder / "elsewhere" / "cubes" / name).load()
         xr.testing.assert_equal(stored, cube)
+
+
+def test_a_network_has_the_threads_of_its_worker_and_one_in_a_pool_unless_somebody_chose(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cores = len(os.sched_getaffinity(0))
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # nannies of other tests set them
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
+    assert threads_here() == cores
+    with (
+        LocalCluster(1, threads_per_worker=3, processes=False, dashboard_address=":0") as cluster,
+        Client(cluster) as c,
+    ):
+        for chosen, expected in ((cores, 3), (1, 3), (cores + 1, cores + 1)):
+            monkeypatch.setattr(torch, "get_num_threads", lambda chosen=chosen: chosen)
+            assert c.submit(threads_here, pure=False).result() == expected
+    here = dask.delayed(threads_here)()
+    assert here.compute(scheduler="processes", num_workers=1) == 1
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    assert here.compute(scheduler="processes", num_workers=1) == min(2, cores)
 
 
 def test_a_job_makes_overviews_of_what_is_complete(folder: Path) -> None:
@@ -260,9 +292,11 @@ def gateway(tmp_path: Path) -> Iterator[str]:
             yield f"http://127.0.0.1:{proxy}"
         finally:
             os.killpg(process.pid, signal.SIGTERM)
+    gc.collect()  # its client says at its end that its loop has stopped: here, not in whatever test comes later
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Exception ignored in.*Gateway:pytest.PytestUnraisableExceptionWarning")
 def test_a_job_runs_on_a_cluster_that_dask_gateway_starts(folder: Path, gateway: str) -> None:
     def protocol() -> str:
         return get_client().scheduler.address.partition(":")[0]

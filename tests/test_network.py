@@ -33,6 +33,7 @@ from xr_ginet.network import (
     GINetConfig,
     attention,
     attention_cpu,
+    attention_grad,
     from_authors,
     load_checkpoint,
     save_checkpoint,
@@ -295,6 +296,88 @@ def test_a_missing_value_spreads_over_its_window_in_both_forms() -> None:
     torch.testing.assert_close(compiled.isnan(), plain.isnan())
 
 
+# The compiled form with a gradient: float32.
+
+
+def gradients(module: nn.Module, *images: Tensor) -> list[Tensor]:
+    """Return the output, and the gradients of an uneven sum of it in the images and in the weights."""
+    leaves = [image.clone().requires_grad_() for image in images]
+    output = module(*leaves)
+    (output * torch.linspace(-1, 2, output.numel(), dtype=output.dtype).view_as(output)).sum().backward()
+    return [output.detach(), *(leaf.grad for leaf in leaves), *(p.grad for p in module.parameters())]
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(**ANY_SHAPE, threads=st.integers(1, 3))
+def test_compiled_gradients_equal_those_of_the_torch_form_for_any_shape(
+    shape: tuple[int, int, int], channels: tuple[int, int], window: int, patch: int, threads: int
+) -> None:
+    ours, literal = attention_pair(*channels, window=window, patch=patch)
+    n, *size = shape
+    x, y = torch.randn(n, channels[0], *size) / 4, torch.randn(n, channels[1], *size) / 4
+    exact = gradients(ours, x, y)
+    for mine, theirs in zip(exact[:3], gradients(literal, x, y), strict=False):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
+    ours.zero_grad()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    compiled = gradients(ours.float(), x.float(), y.float())
+    torch.set_num_threads(before)
+    for mine, theirs in zip(compiled, exact, strict=True):
+        assert mine.dtype == torch.float32
+        assert (mine - theirs).abs().max() <= 2e-5 * theirs.abs().max() + 1e-5
+
+
+def test_compiled_gradients_do_not_depend_on_the_threads_by_a_bit() -> None:
+    ours, _ = attention_pair(3, 2, window=5, patch=3)
+    x, y = torch.randn(3, 3, 11, 13).float(), torch.randn(3, 2, 11, 13).float()
+    before, results = torch.get_num_threads(), []
+    for threads in (1, 2, 5):
+        ours.float().zero_grad()
+        torch.set_num_threads(threads)
+        results.append(gradients(ours, x, y)[:3])  # torch sums up the weights' own
+    torch.set_num_threads(before)
+    for result in results[1:]:
+        assert all(map(torch.equal, result, results[0]))
+    assert len(results[0][1].unique()) > 1000
+
+
+def test_compiled_gradients_survive_logits_that_overflow_an_exponential() -> None:
+    ours, literal = attention_pair(3, 2, window=5, patch=3)
+    x, y = torch.randn(1, 3, 7, 9) * 20, torch.randn(1, 2, 7, 9) * 20
+    exact = gradients(literal, x, y)[:3]
+    for mine, theirs in zip(gradients(ours.float(), x.float(), y.float()), exact, strict=False):
+        torch.testing.assert_close(mine.double(), theirs, rtol=1e-3, atol=1e-3)
+    assert exact[1].abs().max() > 1
+
+
+def test_compiled_gradients_work_in_float32_within_mixed_precision() -> None:
+    ours, _ = attention_pair(3, 2, window=5, patch=3)
+    ours.float()
+    x, y = torch.randn(2, 3, 9, 8).float(), torch.randn(2, 2, 9, 8).float()
+    expected = gradients(ours, x.bfloat16().float(), y.bfloat16().float())
+    ours.zero_grad()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = gradients(ours, x.bfloat16(), y.bfloat16())
+    assert mixed[0].dtype == torch.bfloat16
+    assert relative_error(mixed[0].float(), expected[0]) < 2**-8  # of the output's own rounding
+    for mine, theirs in zip(mixed[3:], expected[3:], strict=True):
+        assert mine.dtype == torch.float32
+        assert relative_error(mine, theirs) < 2**-7
+
+
+def test_compiled_gradients_are_seen_by_torchs_transforms_once() -> None:
+    ours, _ = attention_pair(2, 1, window=3, patch=3)
+    ours.float()
+    x, y = torch.randn(1, 2, 5, 6).float(), torch.randn(1, 1, 5, 6).float()
+    leaf = x.clone().requires_grad_()
+    ours(leaf, y).square().sum().backward()
+    torch.testing.assert_close(torch.func.grad(lambda x: ours(x, y).square().sum())(x), leaf.grad)
+    (first,) = torch.autograd.grad(ours(leaf, y).square().sum(), leaf, create_graph=True)
+    with pytest.raises(NotImplementedError, match=r"no second derivative in float32: type network\.double\(\)"):
+        first.sum().backward()
+
+
 # The form for GPUs: by Triton's interpreter where there is none, with larger programs, as each takes time there.
 
 
@@ -423,17 +506,18 @@ def test_where_compiled_code_cannot_be_kept_it_is_compiled_anew(monkeypatch: pyt
     assert x.tolist() == [0, 2, 4]
 
 
-@pytest.mark.parametrize("name", ["gradient", "float64"])
-def test_where_the_compiled_form_does_not_serve_it_is_not_called(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("gradient", [True, False])
+def test_where_the_compiled_forms_do_not_serve_they_are_not_called(
+    gradient: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(attention_cpu, "attend", None)
-    module = WindowAttention(1, 1, window_size=3, patch_size=3).to(
-        torch.float64 if name == "float64" else torch.float32
-    )
-    x = torch.rand(1, 1, 4, 4, dtype=module.combine.weight.dtype)
-    with torch.set_grad_enabled(name == "gradient"):
+    monkeypatch.setattr(attention_grad, "Attend", None)
+    module = WindowAttention(1, 1, window_size=3, patch_size=3)
+    x = torch.rand(1, 1, 4, 4)
+    with torch.set_grad_enabled(gradient):
         assert module(x, x).isfinite().all()
-    with torch.no_grad(), pytest.raises(TypeError, match="not callable"):
-        module.float()(x.float(), x.float())
+        with pytest.raises((TypeError, AttributeError), match="'NoneType' object"):
+            module.float()(x.float(), x.float())
 
 
 # The network against the oracle.

@@ -2,19 +2,22 @@
 
 A `Predictor` is a few strings: what to load, on which device, in which precision. The network is built once per
 process, when the first block arrives, and shared by all tasks of that process; tasks carry no weights. One block runs
-at a time per process, with all of the threads that torch is given there: memory stays that of one block, and threads
+at a time per process, with all of the threads that the process may use: memory stays that of one block, and threads
 are not oversubscribed. On a CUDA device the blocks of other threads are copied there and back meanwhile, and a block
 that its memory does not hold is worked on in parts.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import operator
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -188,18 +191,21 @@ class Predictor:
             with copying(self.device):
                 images = [self._tensor(block) for block in blocks]
             on_processor = not self.device.startswith("cuda")
-            result = one_at_a_time(self._compute, function, images, torch.get_num_threads(), large=on_processor)
+            here = _where_it_is(self.path), threads_here()  # asked in the task's own thread, which knows its worker
+            result = one_at_a_time(self._compute, function, images, *here, large=on_processor)
             with copying(self.device):
                 return to_host(result).reshape(*lead, *result.shape[1:])
 
-    def _compute(self, function: Callable[..., torch.Tensor], images: list[torch.Tensor], threads: int) -> torch.Tensor:
+    def _compute(
+        self, function: Callable[..., torch.Tensor], images: list[torch.Tensor], path: str, threads: int
+    ) -> torch.Tensor:
         """Return ``function(network, *images)``, image by image along the first axis."""
         import torch
 
         if torch.get_num_threads() != threads:  # torch keeps a number for each thread
             torch.set_num_threads(threads)
         with torch.inference_mode(), arithmetic(self.device):
-            network = _network(self.path, self.sha256, self.device, self.precision)
+            network = _network(path, self.sha256, self.device, self.precision)
             results = [
                 self._within_memory(function, network, *(image[i : i + 1] for image in images))
                 for i in range(len(images[0]))
@@ -284,16 +290,39 @@ def block_memory(config: GINetConfig, height: int, width: int, precision: Precis
     return planes * (8 if precision == "float64" else 4)
 
 
+def threads_here() -> int:
+    """Return how many threads a network has, in the process and thread of a task.
+
+    A worker of `distributed` has as many cores as threads, but its nanny sets OMP_NUM_THREADS to 1; the processes of a
+    pool, Dask's or another, share the cores between them. What somebody has chosen, by another OMP_NUM_THREADS or by
+    torch.set_num_threads, stays.
+    """
+    import torch
+
+    chosen = torch.get_num_threads()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if chosen not in (1, cores) or os.environ.get("OMP_NUM_THREADS", "1") != "1":
+        return chosen
+    if worker := _worker():
+        return worker.state.nthreads
+    return chosen if multiprocessing.parent_process() is None else 1
+
+
+def _worker() -> Any:
+    """Return the worker of `distributed` that runs this task, or None."""
+    if "distributed" not in sys.modules:
+        return None
+    try:
+        return sys.modules["distributed"].get_worker()
+    except ValueError:
+        return None
+
+
 def _where_it_is(path: str) -> str:
     """Return the path, or that of a file of its name which `distributed`'s UploadFile has put beside this worker."""
-    if Path(path).is_file():
+    if Path(path).is_file() or (worker := _worker()) is None:
         return path
-    try:
-        from distributed import get_worker
-
-        uploaded = Path(get_worker().local_directory) / Path(path).name
-    except (ImportError, ValueError):  # ValueError: this is no worker
-        return path
+    uploaded = Path(worker.local_directory) / Path(path).name
     return str(uploaded) if uploaded.is_file() else path
 
 
@@ -306,7 +335,7 @@ def _network(path: str, sha256: str, device: str, precision: Precision) -> GINet
     from ..network.bfloat16 import in_bfloat16
     from ..network.mixed import mix
 
-    checkpoint = load_checkpoint(_where_it_is(path))
+    checkpoint = load_checkpoint(path)
     if checkpoint.sha256 != sha256:
         raise RuntimeError(
             f"{path} changed since the graph was built: its sha256 was {sha256}, now {checkpoint.sha256}"

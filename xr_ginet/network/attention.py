@@ -16,6 +16,7 @@ from __future__ import annotations
 import warnings
 from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -191,6 +192,8 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:  # (N, Cx, H, W), (N, Cy, H, W) -> (N, Cx, H, W)
         if may_compile(x):
             return self._compiled(x, y)
+        if self._may_compile_gradient(x):
+            return self._with_gradient(x, y)
         # Strip by strip: the window's planes of one strip stay in the cache, and their memory does not grow with the
         # image.
         height = x.shape[-2]
@@ -208,6 +211,28 @@ class WindowAttention(nn.Module):
     def _attend(self, x: Tensor, y: Tensor) -> Tensor:
         heads = self.geometric(x, y), self.spectral(x, x), self.mixed(x, torch.cat([x, y], dim=1))
         return self._combine(*heads)
+
+    def _may_compile_gradient(self, x: Tensor) -> bool:
+        """Return whether the compiled form with a gradient can take the place of the torch form."""
+        return (
+            x.device.type == "cpu"
+            and self.combine.weight.dtype == torch.float32
+            and torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+        )
+
+    def _with_gradient(self, x: Tensor, y: Tensor) -> Tensor:
+        from .attention_grad import Attend
+
+        n, m, patch = x.shape[1], x.shape[1] + y.shape[1], self.patch_size
+        heads = np.array([(0, n, m - n, patch), (m - n, 0, n, 1), (m, 0, m, patch)])
+        with torch.autocast("cpu", enabled=False):
+            z = torch.cat([x, y], dim=1).float()
+            metrics, values, bias = self.folded()
+            queries = (metrics @ z.flatten(2)).unflatten(2, z.shape[2:])
+            means = Attend.apply(queries, z, heads, n, self.window_size)
+            out = values.transpose(0, 1).flatten(1) @ means.flatten(2) + bias
+        return out.unflatten(2, x.shape[2:]).to(x.dtype)
 
     def _compiled(self, x: Tensor, y: Tensor) -> Tensor:
         margin = self.reach
