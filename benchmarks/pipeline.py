@@ -26,6 +26,9 @@ import xr_ginet
 from xr_ginet.mapping.predictor import Predictor
 from xr_ginet.simulation import simulate, write_cogs
 
+CORNER = (1, "y"), (1, "x"), (2, "y_20m"), (2, "x_20m")
+"""Dimensions, and their pixels in units of 10 m, from which something small is cut."""
+
 
 def items(folder: Path, side: int, dates: int) -> list[dict]:
     """Return the items of a simulated scene on so many dates, five days apart, with the same rasters."""
@@ -105,6 +108,9 @@ def main(arguments: list[str] | None = None) -> None:
         folder = Path(name)
         found = items(folder, options.side, max(options.dates))
         graphs = [graph_row(found[:n], options.chunk) for n in options.dates]
+        corner = xr_ginet.open_stac(found[:1], chunks=64).isel({d: slice(64 // n) for n, d in CORNER})
+        for weights in options.weights:
+            corner.ginet.superresolve(weights=weights).compute()  # compilers take time once
         shares = [
             share_row(folder, found[:1], weights, depth, options.chunk)
             for weights in options.weights

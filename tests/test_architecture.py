@@ -10,11 +10,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from conftest import needs_cuda
 
 import xr_ginet
-from xr_ginet.mapping.predictor import block_memory
-from xr_ginet.network import GINet, GINetConfig, save_checkpoint
+from xr_ginet.mapping.predictor import Predictor, block_memory
+from xr_ginet.network import GINet, GINetConfig, available_weights, load_checkpoint, save_checkpoint
 
 PACKAGE = Path(xr_ginet.__file__).parent
 
@@ -137,10 +140,37 @@ def test_blocks_stay_within_the_memory_promised(case: tuple[int, int, int, int, 
     assert 0.3 < int(run.stdout) / block_memory(config, side, side) <= 1
 
 
+def test_what_was_measured_on_a_gpu_is_within_the_memory_promised() -> None:
+    page = Path(xr_ginet.__file__).parents[1] / "benchmarks" / "gpu" / "measured.md"
+    rows = [line.strip("| ").split(" | ") for line in page.read_text().splitlines()]
+    found = [row for row in rows if len(row) == 7 and row[2].isdigit()]
+    assert len(found) >= 11
+    for name, precision, side, _, _, gib, _ in found:
+        config = load_checkpoint(name).config if name in available_weights() else GINetConfig()
+        assert 0.3 < float(gib) * 2**30 / block_memory(config, int(side), int(side), precision) <= 1
+
+
+@needs_cuda
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["float32", "mixed"])
+@pytest.mark.parametrize("name", ["ginet-xs", "ginet-s", "ginet"])
+def test_blocks_stay_within_the_memory_of_a_device_promised(name: str, precision: str) -> None:
+    checkpoint = load_checkpoint(name)
+    predictor = Predictor.of(checkpoint, device="cuda", precision=precision)
+    for side in (512, 768):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        predictor(np.ones((4, side, side), "float32"), np.ones((6, side // 2, side // 2), "float32"))
+        taken = torch.cuda.max_memory_allocated()
+        assert 0.2 < taken / block_memory(checkpoint.config, side, side, precision) <= 1
+
+
 def test_memory_by_hand() -> None:
     # 10 · 138 planes of features and 10 · 6 of bands, 5 · 25 of logits in a strip, 4 bytes each.
     assert block_memory(GINetConfig(), 10, 20) == (1380 + 60 + 125) * 200 * 4
     assert block_memory(GINetConfig(), 10, 20, "float64") == (1380 + 60 + 125) * 200 * 8
+    # 4 · 144 planes of features in 16 bits, 10 · 6 of bands.
+    assert block_memory(GINetConfig(), 10, 20, "mixed") == (4 * 144 * 2 + 60 * 4) * 200 + 2**26
     assert block_memory(GINetConfig(), 512, 512) == ((1380 + 60) * 512 * 512 + 125 * 65536) * 4
 
 

@@ -193,13 +193,13 @@ def test_a_network_has_the_threads_of_its_worker_and_one_in_a_pool_unless_somebo
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
     assert threads_here() == cores
-    with (
-        LocalCluster(1, threads_per_worker=3, processes=False, dashboard_address=":0") as cluster,
-        Client(cluster) as c,
-    ):
-        for chosen, expected in ((cores, 3), (1, 3), (cores + 1, cores + 1)):
-            monkeypatch.setattr(torch, "get_num_threads", lambda chosen=chosen: chosen)
-            assert c.submit(threads_here, pure=False).result() == expected
+    for threads in (1, cores, cores + 1):
+        options = {"n_workers": 1, "threads_per_worker": threads, "processes": False, "dashboard_address": ":0"}
+        with LocalCluster(**options) as cluster, Client(cluster) as client:
+            for chosen in (1, cores, cores + 1):
+                monkeypatch.setattr(torch, "get_num_threads", lambda chosen=chosen: chosen)
+                expected = chosen if chosen > cores else min(threads, cores)
+                assert client.submit(threads_here, pure=False).result() == expected
     here = dask.delayed(threads_here)()
     assert here.compute(scheduler="processes", num_workers=1) == 1
     monkeypatch.setenv("OMP_NUM_THREADS", "2")

@@ -63,6 +63,7 @@ def superresolve(
     """Super-resolve what a STAC catalogue holds of an area, into a Zarr store."""
     from . import open_stac
     from . import superresolve as superresolve_cube
+    from .mapping.devices import choose_device
     from .mapping.pipeline import resolve_weights
     from .sentinel2.bands import layers_for
 
@@ -90,7 +91,7 @@ def superresolve(
             self_ensemble=self_ensemble,
         )
         if dry_run:
-            _print_plan(cube, result, store, resolve_weights(weights, device))
+            _print_plan(cube, result, store, resolve_weights(weights, device), choose_device(device))
             return
         result.ginet.to_zarr(
             store,
@@ -231,14 +232,15 @@ def _items_of(catalog: str) -> Any:
     return items
 
 
-def _print_plan(cube: Any, result: Any, store: str, checkpoint: Any) -> None:
+def _print_plan(cube: Any, result: Any, store: str, checkpoint: Any, device: str) -> None:
     """Print what would be read, the size of the graph and the memory of one block."""
     from .mapping.predictor import block_memory
 
     height, width = (
         min(result.sizes[d], max(result.chunksizes[d]) + 2 * result.attrs["ginet_depth"]) for d in ("y", "x")
     )
-    block = block_memory(checkpoint.config, height, width)
+    block = block_memory(checkpoint.config, height, width, result.attrs["ginet_precision"])
+    whose = "per process" if device == "cpu" else f"of {device}'s memory"
     tasks = len(result.__dask_graph__())
     chunks = result["B05"].data.npartitions
     pixels = sum(band.size for band in cube.data_vars.values())
@@ -249,7 +251,7 @@ def _print_plan(cube: Any, result: Any, store: str, checkpoint: Any) -> None:
         f"result   {_sizes(result)}, {result.nbytes / 1e9:.3g} GB as float32",
         f"graph    {tasks} tasks, {chunks} chunks, {tasks / chunks:.0f} tasks per chunk",
         f"weights  {checkpoint.name} ({checkpoint.sha256[:12]}), depth {result.attrs['ginet_depth']} pixels",
-        f"memory   at most {block / 1e9:.2g} GB per process for the network, one block of {height} × {width} at a time",
+        f"memory   at most {block / 1e9:.2g} GB {whose} for the network, one block of {height} × {width} at a time",
         f"store    {store}, {'which exists; ' if _is_store(store) else ''}not written: dry run",
     ):
         typer.echo(line)

@@ -274,15 +274,21 @@ def _turn_back(image: torch.Tensor, symmetry: int) -> torch.Tensor:
 
 
 def block_memory(config: GINetConfig, height: int, width: int, precision: Precision = "float32") -> int:
-    """Return an upper bound of the bytes that a process takes for blocks of ``height × width`` fine pixels, one by one.
+    """Return an upper bound of the bytes that blocks of ``height × width`` fine pixels take, one by one.
 
+    On CUDA devices they are the device's, in ``mixed`` precision four feature maps of 16 bits, their channels padded,
+    ten planes per band, and what convolutions work with (measured: ``benchmarks/gpu/measured.md``); else the process's.
     Per pixel: four feature maps of a residual block with the convolution's own copies, six for what the allocator keeps
     of earlier blocks (it varies from run to run), and planes per band for input, estimate, guide and mask. Per pixel of
     a strip of attention in torch: the window's logits, twice while they are stacked, and allocator slack; the compiled
     form takes less.
     """
     from ..network.attention import STRIP_PIXELS
+    from ..network.mixed import MULTIPLE
 
+    if precision == "mixed":
+        channels = -(-(config.n_features + 10) // MULTIPLE) * MULTIPLE
+        return (4 * 2 * channels + 10 * 4 * len(config.bands)) * height * width + 2**26
     strip = min(height * width, STRIP_PIXELS)
     planes = (
         10 * (config.n_features + 10) + 10 * len(config.bands)
@@ -300,11 +306,11 @@ def threads_here() -> int:
     import torch
 
     chosen = torch.get_num_threads()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if chosen not in (1, cores) or os.environ.get("OMP_NUM_THREADS", "1") != "1":
         return chosen
     if worker := _worker():
-        return worker.state.nthreads
+        return min(worker.state.nthreads, cores)
     return chosen if multiprocessing.parent_process() is None else 1
 
 

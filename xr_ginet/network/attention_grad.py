@@ -129,11 +129,12 @@ def _means(
         i, h = task // heads.shape[0], task % heads.shape[0]
         query, key, n_keys, patch_size = heads[h]
         mine, its = queries[i, query : query + n_keys], keys[i, key : key + n_keys]
-        _softmax(weights, mine, its, inside, shifts, patch_size, row, start, stop, scratch)
-        for k in range(shifts.size):
-            for c in range(means.shape[2]):
+        _exponentials(weights, mine, its, inside, shifts, patch_size, row, start, stop, scratch)
+        for c in range(means.shape[2]):
+            for k in range(shifts.size):
                 values = keys[i, c, start + shifts[k] : stop + shifts[k]]
                 _multiply_add(means[i, h, c, start:stop], weights[k], values)
+            _divide(means[i, h, c, start:stop], scratch[3, start:stop])
 
 
 @compiled
@@ -155,21 +156,26 @@ def _gradients(
     weights = np.empty((shifts.size, stop - start), np.float32)
     d_weights = np.empty_like(weights)
     scratch = np.zeros((4, inside.size), np.float32)
-    products, sums, common, d_logits = scratch[0], scratch[1], scratch[2, start:stop], scratch[3, start:stop]
+    products, sums, common, total = scratch[0], scratch[1], scratch[2, start:stop], scratch[3, start:stop]
+    g, d_logits = np.empty((gradient.shape[2], stop - start), np.float32), np.empty(stop - start, np.float32)
     for task in range(thread, keys.shape[0] * heads.shape[0], threads):
         i, h = task // heads.shape[0], task % heads.shape[0]
         query, key, n_keys, patch_size = heads[h]
         mine, its = queries[i, query : query + n_keys], keys[i, key : key + n_keys]
-        _softmax(weights, mine, its, inside, shifts, patch_size, row, start, stop, scratch)
-        g, d_key = gradient[i, h], d_keys[i, h]
+        _exponentials(weights, mine, its, inside, shifts, patch_size, row, start, stop, scratch)
+        d_key = d_keys[i, h]
+        for c in range(g.shape[0]):
+            g[c] = gradient[i, h, c, start:stop]
+            _divide(g[c], total)
         common[:] = 0
         for k in range(shifts.size):
             a, b = start + shifts[k], stop + shifts[k]
             d_weights[k] = 0
             for c in range(g.shape[0]):
-                _multiply_add(d_weights[k], g[c, start:stop], keys[i, c, a:b])
-                _multiply_add(d_key[c, a:b], weights[k], g[c, start:stop])
+                _multiply_add(d_weights[k], g[c], keys[i, c, a:b])
+                _multiply_add(d_key[c, a:b], weights[k], g[c])
             _multiply_add(common, weights[k], d_weights[k])
+        _divide(common, total)
         for k in range(shifts.size):
             a, b = start + shifts[k], stop + shifts[k]
             _softmax_gradient(products[start:stop], weights[k], d_weights[k], common, inside[a:b])
@@ -180,7 +186,7 @@ def _gradients(
 
 
 @compiled
-def _softmax(
+def _exponentials(
     weights: NDArray,  # (positions, span)
     queries: NDArray,  # (C, plane)
     keys: NDArray,  # (C, plane)
@@ -192,7 +198,7 @@ def _softmax(
     stop: int,
     scratch: NDArray,  # (4, plane)
 ) -> None:
-    """Write the weight that each window position has for each pixel."""
+    """Write the softmax's exponential of each window position for each pixel, and their sums into the last scratch."""
     products, sums, largest, total = scratch[0], scratch[1], scratch[2, start:stop], scratch[3, start:stop]
     for k in range(shifts.size):
         a, b = start + shifts[k], stop + shifts[k]
@@ -210,8 +216,6 @@ def _softmax(
     for k in range(shifts.size):
         _exponential(weights[k], largest, exponents)
         _add(total, weights[k])
-    for k in range(shifts.size):
-        _divide(weights[k], total)
 
 
 @compiled

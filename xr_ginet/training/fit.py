@@ -370,7 +370,8 @@ def adapt(
     weights : str, Path or Checkpoint
         Where to start from.
     steps, batch_size, learning_rate
-        With patches of 48 pixels a step of the packaged ``ginet-s`` takes about a second of one core.
+        With patches of 48 pixels a step of the packaged ``ginet-s`` takes 0.4 s of two cores
+        (``benchmarks/training.md``).
     share : float
         `FitOptions.share`. For ``mtf`` the whole has made every scene better, for ``box`` a quarter most scenes
         (``benchmarks/quality.md``).
