@@ -15,11 +15,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.request import urlopen
 
 import batch_cluster
-import dask
 import numpy as np
 import pytest
 import torch
@@ -34,6 +34,7 @@ import xr_ginet
 from xr_ginet.cli import app
 from xr_ginet.growing import Outcome
 from xr_ginet.jobs import Job, run
+from xr_ginet.mapping import predictor
 from xr_ginet.mapping.predictor import Predictor, threads_here
 from xr_ginet.network import Checkpoint
 from xr_ginet.simulation import simulate
@@ -185,25 +186,45 @@ def test_a_job_on_a_cluster_makes_the_same_cubes_with_weights_that_travel_to_the
         xr.testing.assert_equal(stored, cube)
 
 
-def test_a_network_has_the_threads_of_its_worker_and_one_in_a_pool_unless_somebody_chose(
+@pytest.mark.parametrize(
+    ("cores", "chosen", "parent", "environment", "threads", "expected"),
+    [
+        (8, 8, None, None, None, 8),  # in a notebook
+        (8, 8, "pool", None, None, 1),
+        (8, 3, "pool", None, None, 3),  # torch.set_num_threads
+        (8, 1, "tcp://", "1", 4, 4),  # a worker of four threads, whose nanny says one
+        (8, 8, None, None, 4, 4),  # without a nanny
+        (8, 1, "tcp://", "1", 16, 8),  # more threads than cores, to wait with
+        (8, 3, "tcp://", "1", 4, 3),  # torch.set_num_threads
+        (8, 1, None, "1", 4, 1),
+        (8, 8, "tcp://", "8", 1, 8),  # OMP_NUM_THREADS
+    ],
+)
+def test_a_network_has_the_threads_of_its_worker_unless_somebody_chose(
+    cores: int,
+    chosen: int,
+    parent: str | None,
+    environment: str | None,
+    threads: int | None,
+    expected: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cores = len(os.sched_getaffinity(0))
+    worker = SimpleNamespace(nanny=parent, state=SimpleNamespace(nthreads=threads)) if threads else None
+    monkeypatch.setattr(predictor, "_worker", lambda: worker)
+    monkeypatch.setattr(predictor.multiprocessing, "parent_process", lambda: parent)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: chosen)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(cores), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if environment:
+        monkeypatch.setenv("OMP_NUM_THREADS", environment)
+    assert threads_here() == expected
+
+
+def test_a_network_has_the_threads_of_a_worker_with_a_nanny(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # nannies of other tests set them
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: cores)
-    assert threads_here() == cores
-    for threads in (1, cores, cores + 1):
-        options = {"n_workers": 1, "threads_per_worker": threads, "processes": False, "dashboard_address": ":0"}
-        with LocalCluster(**options) as cluster, Client(cluster) as client:
-            for chosen in (1, cores, cores + 1):
-                monkeypatch.setattr(torch, "get_num_threads", lambda chosen=chosen: chosen)
-                expected = chosen if chosen > cores else min(threads, cores)
-                assert client.submit(threads_here, pure=False).result() == expected
-    here = dask.delayed(threads_here)()
-    assert here.compute(scheduler="processes", num_workers=1) == 1
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    assert here.compute(scheduler="processes", num_workers=1) == min(2, cores)
+    with LocalCluster(1, threads_per_worker=2, dashboard_address=":0") as cluster, Client(cluster) as client:
+        assert client.submit(threads_here).result() == min(2, len(os.sched_getaffinity(0)))
 
 
 def test_a_job_makes_overviews_of_what_is_complete(folder: Path) -> None:

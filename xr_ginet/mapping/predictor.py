@@ -299,17 +299,19 @@ def block_memory(config: GINetConfig, height: int, width: int, precision: Precis
 def threads_here() -> int:
     """Return how many threads a network has, in the process and thread of a task.
 
-    A worker of `distributed` has as many cores as threads, but its nanny sets OMP_NUM_THREADS to 1; the processes of a
-    pool, Dask's or another, share the cores between them. What somebody has chosen, by another OMP_NUM_THREADS or by
-    torch.set_num_threads, stays.
+    A worker of `distributed` has as many cores as threads, but its nanny, if it has one, sets OMP_NUM_THREADS to 1; the
+    processes of a pool, Dask's or another, share the cores between them. What somebody has chosen, by another
+    OMP_NUM_THREADS or by torch.set_num_threads, stays.
     """
     import torch
 
     chosen = torch.get_num_threads()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if chosen not in (1, cores) or os.environ.get("OMP_NUM_THREADS", "1") != "1":
+    worker = _worker()
+    told = chosen == 1 and worker is not None and worker.nanny is not None
+    if (chosen != cores and not told) or os.environ.get("OMP_NUM_THREADS", "1") != "1":
         return chosen
-    if worker := _worker():
+    if worker is not None:
         return min(worker.state.nthreads, cores)
     return chosen if multiprocessing.parent_process() is None else 1
 
