@@ -74,9 +74,9 @@ def memory(field: str) -> int:
     return 1024 * int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 
 
-def measure_in_fresh_process(case: str, side: str, size: int, runs: int) -> dict[str, Any]:
-    """Return what `measure` returns, from a process of its own."""
-    command = [sys.executable, __file__, "--measure", case, side, "--size", str(size), "--runs", str(runs)]
+def in_fresh_process(script: str, *arguments: object) -> dict[str, Any]:
+    """Return what a script prints as JSON in its last line, in a process of its own."""
+    command = [sys.executable, script, *map(str, arguments)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -111,7 +111,8 @@ def main(arguments: list[str] | None = None) -> None:
         ours = ["ours", "ours, bfloat16"] if CASES[case] and is_faster() else ["ours"]
         seconds, peak = {}, {}
         for side in (*ours, "literal"):
-            found = measure_in_fresh_process(case, side, options.size, options.runs)
+            size = "--size", options.size, "--runs", options.runs
+            found = in_fresh_process(__file__, "--measure", case, side, *size)
             seconds[side], peak[side], threads = found["seconds"], found["peak"], found["threads"]
         rows += [
             f"| {case}{side.removeprefix('ours')} | {seconds[side]:.3f} | {seconds['literal']:.3f} "

@@ -16,7 +16,7 @@ import threading
 import time
 import timeit
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -120,15 +120,16 @@ def rows_of(found: dict[int, tuple[float, float, float]], alone: float, kind: st
 
 def peak_while(function: Callable[[], object]) -> int:
     """Return the most bytes that this process and those that it starts hold while a function runs."""
-    ended, peak, this = threading.Event(), 0, psutil.Process()
+    peak, this = 0, psutil.Process()
     with ThreadPoolExecutor(1) as watched:
-        watched.submit(function).add_done_callback(lambda _: ended.set())
-        while not ended.wait(0.1):
+        running = watched.submit(function)
+        while not wait([running], 0.1).done:
             held = 0
             for process in [this, *this.children(recursive=True)]:
                 with suppress(psutil.NoSuchProcess):
                     held += process.memory_info().rss
             peak = max(peak, held)
+    running.result()  # raises what the function raised
     return peak
 
 

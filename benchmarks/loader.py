@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -25,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from attention import machine, memory
+from attention import in_fresh_process, machine, memory
 from quality import as_cube, table
 from torch.utils.data import DataLoader, IterableDataset
 from zarr.abc.store import Store
@@ -144,10 +142,7 @@ def main(arguments: list[str] | None = None) -> None:
         if found[0] != found[1]:
             raise AssertionError("the two sides do not yield the same pairs")
         for side in SIDES:
-            command = [sys.executable, __file__, "--measure", side, str(path), "--steps", str(options.steps)]
-            m = json.loads(
-                subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
-            )
+            m = in_fresh_process(__file__, "--measure", side, path, "--steps", options.steps)
             rows.append(
                 [side, f"{m['rate']:.0f}", f"{m['peak'] / 2**20:.0f}", f"{m['reads']:.1f}", f"{100 * m['waits']:.0f} %"]
             )

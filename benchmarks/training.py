@@ -14,8 +14,6 @@ import argparse
 import itertools
 import json
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -26,7 +24,7 @@ from unittest.mock import patch
 
 import torch
 import xarray as xr
-from attention import machine
+from attention import in_fresh_process, machine
 from loader import write_store
 from quality import table
 
@@ -74,19 +72,12 @@ def measure(weights: str, precision: Any, form: str, path: Path, steps: int) -> 
     }
 
 
-def measure_in_fresh_process(weights: str, precision: str, form: str, path: Path, steps: int) -> dict[str, float]:
-    """Return what `measure` returns, from a process of its own."""
-    command = [sys.executable, __file__, "--measure", weights, precision, form, str(path), "--steps", str(steps)]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 def row(weights: str, precision: str, path: Path, steps: int, rounds: int) -> list[str]:
     """Return what both forms took, each in processes of its own."""
     best: dict[str, dict[str, float]] = {}
     for _ in range(rounds):
         for form in ("torch", "compiled"):
-            found = measure_in_fresh_process(weights, precision, form, path, steps)
+            found = in_fresh_process(__file__, "--measure", weights, precision, form, path, "--steps", steps)
             best[form] = min(best.get(form, found), found, key=lambda m: m["seconds"])
     old, new = best["torch"], best["compiled"]
     return [

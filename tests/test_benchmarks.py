@@ -228,7 +228,10 @@ def test_pipeline_benchmark_writes_its_tables(tmp_path: Path) -> None:
 
 
 def test_training_benchmark_writes_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "measure_in_fresh_process", training.measure)
+    def here(script: str, flag: str, weights: str, precision: str, form: str, path: Path, _: str, steps: int) -> dict:
+        return training.measure(weights, precision, form, path, steps)
+
+    monkeypatch.setattr(training, "in_fresh_process", here)
     command = ["--weights", "ginet-xs", "--precisions", "32-true", "--steps", "2", "--rounds", "1", "--side", "96"]
     training.main([*command, "--chunk", "96", "--out", str(tmp_path / "training.md")])
     row = (tmp_path / "training.md").read_text().splitlines()[-1].strip("| ").split(" | ")

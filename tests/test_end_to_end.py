@@ -11,14 +11,14 @@ import dask
 import numpy as np
 import pytest
 import xarray as xr
-from conftest import needs_shared, no_compute, real_scene, scene_item, with_classification
+from conftest import needs_shared, no_compute, real_scene, scene_item, two_grids, with_classification
 from dask.callbacks import Callback
 from local_stac import serve
 from numpy.testing import assert_allclose
 from typer.testing import CliRunner
 
 import xr_ginet
-from xr_ginet.cli import app
+from xr_ginet.cli import _print_plan, app
 from xr_ginet.network import Checkpoint, load_checkpoint
 from xr_ginet.sentinel2.bands import BANDS_10M, BANDS_20M
 from xr_ginet.simulation import simulate, write_cogs
@@ -182,6 +182,15 @@ def test_cli_dry_run_tells_the_plan_and_writes_nothing(item_file: Path, tmp_path
     assert "weights  ginet-s" in output
     assert "GB per process" in output
     assert not (tmp_path / "c.zarr").exists()
+
+
+def test_the_plan_for_a_gpu_tells_of_its_memory(checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str]) -> None:
+    cube = two_grids((48, 32), n_times=1)
+    cube.attrs |= {"source_items": ["one"], "radiometry": "reflectance"}
+    result = cube.chunk(y=16, x=16).ginet.superresolve(weights=checkpoint).assign_attrs(ginet_precision="mixed")
+    _print_plan(cube, result, "cube.zarr", checkpoint, "cuda")
+    expected = "memory   at most 0.069 GB of cuda's memory for the network, one block of 76 × 64 at a time"
+    assert expected in capsys.readouterr().out  # (8 · 16 + 10 · 6 · 4) · 76 · 64 + 2²⁶
 
 
 def test_cli_exit_codes(item_file: Path, tmp_path: Path, checkpoint: Checkpoint) -> None:

@@ -25,6 +25,7 @@ import pytest
 import torch
 import xarray as xr
 from conftest import scene_item, two_grids
+from dask.system import CPU_COUNT
 from distributed import Client, LocalCluster, Nanny, Scheduler, SpecCluster, get_client
 from local_stac import serve
 from numpy.testing import assert_array_equal
@@ -187,21 +188,22 @@ def test_a_job_on_a_cluster_makes_the_same_cubes_with_weights_that_travel_to_the
 
 
 @pytest.mark.parametrize(
-    ("cores", "chosen", "parent", "environment", "threads", "expected"),
+    ("chosen", "parent", "environment", "threads", "expected"),
     [
-        (8, 8, None, None, None, 8),  # in a notebook
-        (8, 8, "pool", None, None, 1),
-        (8, 3, "pool", None, None, 3),  # torch.set_num_threads
-        (8, 1, "tcp://", "1", 4, 4),  # a worker of four threads, whose nanny says one
-        (8, 8, None, None, 4, 4),  # without a nanny
-        (8, 1, "tcp://", "1", 16, 8),  # more threads than cores, to wait with
-        (8, 3, "tcp://", "1", 4, 3),  # torch.set_num_threads
-        (8, 1, None, "1", 4, 1),
-        (8, 8, "tcp://", "8", 1, 8),  # OMP_NUM_THREADS
+        (8, None, None, None, 8),  # in a notebook
+        (3, None, "1", None, 3),
+        (8, "pool", None, None, 1),
+        (4, "pool", None, None, 1),  # torch's own number where a core is two processors
+        (3, "pool", "3", None, 3),  # OMP_NUM_THREADS
+        (1, "tcp://", "1", 4, 4),  # a worker of four threads, whose nanny says one
+        (1, "tcp://", "1", 16, 8),  # more threads than cores, to wait with
+        (3, "tcp://", "1", 4, 3),  # torch.set_num_threads
+        (8, "tcp://", "8", 1, 8),  # OMP_NUM_THREADS
+        (8, None, None, 4, 4),  # without a nanny
+        (1, None, "1", 4, 1),
     ],
 )
 def test_a_network_has_the_threads_of_its_worker_unless_somebody_chose(
-    cores: int,
     chosen: int,
     parent: str | None,
     environment: str | None,
@@ -213,7 +215,7 @@ def test_a_network_has_the_threads_of_its_worker_unless_somebody_chose(
     monkeypatch.setattr(predictor, "_worker", lambda: worker)
     monkeypatch.setattr(predictor.multiprocessing, "parent_process", lambda: parent)
     monkeypatch.setattr(torch, "get_num_threads", lambda: chosen)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(cores), raising=False)
+    monkeypatch.setattr(predictor, "CPU_COUNT", 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if environment:
         monkeypatch.setenv("OMP_NUM_THREADS", environment)
@@ -224,7 +226,7 @@ def test_a_network_has_the_threads_of_a_worker_with_a_nanny(monkeypatch: pytest.
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # nannies of other tests set them
         monkeypatch.delenv(name, raising=False)
     with LocalCluster(1, threads_per_worker=2, dashboard_address=":0") as cluster, Client(cluster) as client:
-        assert client.submit(threads_here).result() == min(2, len(os.sched_getaffinity(0)))
+        assert client.submit(threads_here).result() == min(2, CPU_COUNT)
 
 
 def test_a_job_makes_overviews_of_what_is_complete(folder: Path) -> None:

@@ -284,16 +284,17 @@ def test_compiled_attention_survives_logits_that_overflow_an_exponential() -> No
     torch.testing.assert_close(compiled.double(), literal(x, y), rtol=1e-3, atol=1e-3)
 
 
-def test_a_missing_value_spreads_over_its_window_in_both_forms() -> None:
+def test_a_missing_value_spreads_over_its_window_in_all_forms() -> None:
     ours, _ = attention_pair(2, 1, window=3, patch=3)
     ours.float()
     x, y = torch.randn(1, 2, 12, 12, dtype=torch.float32), torch.randn(1, 1, 12, 12, dtype=torch.float32)
     x[0, 1, 6, 7] = torch.nan
     with torch.no_grad():
         compiled = ours(x, y)
-    plain = ours(x, y)
+    with_gradient, plain = ours(x, y), ours.double()(x.double(), y.double())
     assert 9 <= plain.isnan().any(1).sum() < 100
     torch.testing.assert_close(compiled.isnan(), plain.isnan())
+    torch.testing.assert_close(with_gradient.isnan(), plain.isnan())
 
 
 # The compiled form with a gradient: float32.
@@ -326,6 +327,21 @@ def test_compiled_gradients_equal_those_of_the_torch_form_for_any_shape(
     for mine, theirs in zip(compiled, exact, strict=True):
         assert mine.dtype == torch.float32
         assert (mine - theirs).abs().max() <= 2e-5 * theirs.abs().max() + 1e-5
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_strips_change_neither_attention_nor_its_gradients(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, _ = attention_pair(3, 2, window=5, patch=3)
+    ours.to(dtype)
+    x, y = torch.randn(2, 3, 17, 6, dtype=dtype), torch.randn(2, 2, 17, 6, dtype=dtype)
+    whole = gradients(ours, x, y)
+    ours.zero_grad()
+    monkeypatch.setattr(attention, "STRIP_PIXELS", 4 * 2 * 6)  # rows of both images
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-4
+    for part, all_at_once in zip(gradients(ours, x, y), whole, strict=True):
+        torch.testing.assert_close(part, all_at_once, rtol=tolerance, atol=tolerance)
+    monkeypatch.setattr(ours, "reach", 2)  # one row less than windows and patches together
+    assert (ours(x, y) - whole[0]).abs().max() > 1e-3
 
 
 def test_compiled_gradients_do_not_depend_on_the_threads_by_a_bit() -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
+from dask.system import CPU_COUNT
 from numpy.typing import NDArray
 
 from .devices import arithmetic, choose_device, copying, to_host
@@ -300,19 +301,17 @@ def threads_here() -> int:
     """Return how many threads a network has, in the process and thread of a task.
 
     A worker of `distributed` has as many cores as threads, but its nanny, if it has one, sets OMP_NUM_THREADS to 1; the
-    processes of a pool, Dask's or another, share the cores between them. What somebody has chosen, by another
-    OMP_NUM_THREADS or by torch.set_num_threads, stays.
+    processes of a pool, Dask's or another, share the cores between them. Another OMP_NUM_THREADS is somebody's choice
+    and stays, as do fewer threads by torch.set_num_threads in a worker.
     """
     import torch
 
     chosen = torch.get_num_threads()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    worker = _worker()
-    told = chosen == 1 and worker is not None and worker.nanny is not None
-    if (chosen != cores and not told) or os.environ.get("OMP_NUM_THREADS", "1") != "1":
+    if os.environ.get("OMP_NUM_THREADS", "1") != "1":
         return chosen
-    if worker is not None:
-        return min(worker.state.nthreads, cores)
+    if worker := _worker():
+        told = chosen == 1 and worker.nanny is not None
+        return min(worker.state.nthreads, CPU_COUNT if told else chosen)
     return chosen if multiprocessing.parent_process() is None else 1
 
 

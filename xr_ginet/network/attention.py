@@ -192,8 +192,7 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:  # (N, Cx, H, W), (N, Cy, H, W) -> (N, Cx, H, W)
         if may_compile(x):
             return self._compiled(x, y)
-        if self._may_compile_gradient(x):
-            return self._with_gradient(x, y)
+        attend = self._with_gradient if self._may_compile_gradient(x) else self._attend
         # Strip by strip: the window's planes of one strip stay in the cache, and their memory does not grow with the
         # image.
         height = x.shape[-2]
@@ -204,7 +203,7 @@ class WindowAttention(nn.Module):
         for start in range(0, height, rows):
             stop = min(start + rows, height)
             first, last = max(start - reach, 0), min(stop + reach, height)
-            strip = self._attend(x[..., first:last, :], y[..., first:last, :])
+            strip = attend(x[..., first:last, :], y[..., first:last, :])
             strips.append(strip[..., start - first : stop - first, :])
         return torch.cat(strips, dim=-2) if len(strips) > 1 else strips[0]
 

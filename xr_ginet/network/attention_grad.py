@@ -3,7 +3,7 @@
 The torch form in `attention` makes dozens of small planes per window position, and autograd as many again. Here images
 lie within zeros, their rows end to end: so a window position is one shift for all pixels, each step one loop over a
 plane that stays in the cache, and what leaves the image meets a zero. What loops leave in the margins is cut off. The
-gradient makes the softmax once more, which takes less time than to keep the planes of its weights.
+gradient makes the softmax once more, which takes no longer than to keep the planes of its weights.
 """
 
 from __future__ import annotations
