@@ -223,8 +223,8 @@ def test_pipeline_benchmark_writes_its_tables(tmp_path: Path) -> None:
     lines = [line.split(" | ") for line in (tmp_path / "pipeline.md").read_text().splitlines() if line.startswith("| ")]
     assert [row[1] for row in lines[2:4]] == ["4", "12"]
     assert lines[2][5] == lines[3][5]  # tasks per block
-    seconds, first, network = map(float, lines[-1][2:5])
-    assert 0 < network < seconds - first + 0.1
+    assert all(float(line[3]) < float(line[2]) for line in lines[-2:])
+    assert all(0 <= float(line[5].rstrip("%")) < 100 for line in lines[-2:])  # of seconds before they are rounded
 
 
 def test_training_benchmark_writes_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
