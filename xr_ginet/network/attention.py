@@ -214,7 +214,7 @@ class WindowAttention(nn.Module):
     def _may_compile_gradient(self, x: Tensor) -> bool:
         """Return whether the compiled form with a gradient can take the place of the torch form."""
         return (
-            x.device.type == "cpu"
+            (x.device.type == "cpu" or (x.device.type == "cuda" and triton_works()))
             and self.combine.weight.dtype == torch.float32
             and torch.is_grad_enabled()
             and not torch.compiler.is_compiling()
@@ -225,7 +225,7 @@ class WindowAttention(nn.Module):
 
         n, m, patch = x.shape[1], x.shape[1] + y.shape[1], self.patch_size
         heads = np.array([(0, n, m - n, patch), (m - n, 0, n, 1), (m, 0, m, patch)])
-        with torch.autocast("cpu", enabled=False):
+        with torch.autocast(x.device.type, enabled=False):
             z = torch.cat([x, y], dim=1).float()
             metrics, values, bias = self.folded()
             queries = (metrics @ z.flatten(2)).unflatten(2, z.shape[2:])
