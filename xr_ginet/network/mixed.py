@@ -7,6 +7,7 @@ padded with zeros to what matrix units take.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import cast
 
 import torch
@@ -18,6 +19,8 @@ from .ginet import ATTENTION_CHANNELS, Correction, GINet, Guide, ResidualBlock, 
 
 MULTIPLE = 8
 """Channels in 16 bits come in multiples of it."""
+WIDE = frozenset(range(64, 160)) - {64, 128}
+"""Channels of residual blocks that `convolution_gpu` is for; libraries are as fast or faster at others."""
 
 
 def mix(network: GINet, dtype: torch.dtype = torch.float16) -> GINet:
@@ -89,27 +92,54 @@ class MixedCorrection(nn.Module):
             for block in cast(Iterable[ResidualBlock], plain.blocks)
         )
         self.reconstruct = _convolution(plain.reconstruct.weight, None, dtype)
+        self.products: nn.ModuleList | None = None
+        """The same convolutions as `convolution_gpu` takes them, once they were used."""
 
     def forward(self, error: Tensor, guide: Tensor) -> Tensor:  # 2 × (N, B, H, W) -> (N, B, H, W)
+        is_wide = self.features.weight.shape[0] in WIDE
+        by_products = is_wide and error.is_cuda and may_compile(error) and copies_blocks(error.device)
+        y = self._by_products(error, guide) if by_products else self._by_convolutions(error, guide)
+        return y[:, : self.bands].to(error.dtype, memory_format=torch.contiguous_format)
+
+    def _by_convolutions(self, error: Tensor, guide: Tensor) -> Tensor:
         x = _measured(self.features, self._attend(error, guide))
         for block in self.blocks:
             conv_a, conv_b = cast(Iterable[nn.Conv2d], block)
             x = _relu(conv_b, _relu(conv_a, x), add=x)
-        return _measured(self.reconstruct, x)[:, : self.bands].to(error.dtype, memory_format=torch.contiguous_format)
+        return _measured(self.reconstruct, x)
+
+    def _by_products(self, error: Tensor, guide: Tensor) -> Tensor:
+        from .convolution_gpu import Bordered, Convolution
+
+        blocks = cast(Iterable[nn.ModuleList], self.blocks)
+        layers = [self.features, *(layer for block in blocks for layer in block), self.reconstruct]
+        if self.products is None:
+            self.products = nn.ModuleList(Convolution(cast(nn.Conv2d, layer)) for layer in layers)
+        features, *inner, reconstruct = self.products
+        width, inputs = self.features.weight.shape[:2]
+        start = Bordered.empty(len(error), inputs, *error.shape[2:], like=self.features.weight)
+        self._attend_on_gpu(error, guide, start.images)
+        x, y = start.new(width), start.new(width)
+        features(start, x, relu=False)
+        for conv_a, conv_b in zip(inner[::2], inner[1::2], strict=True):
+            conv_b(conv_a(x, y), x, add=True)
+        return reconstruct(x, start.new(self.reconstruct.weight.shape[0]), relu=False).images
 
     def _attend(self, error: Tensor, guide: Tensor) -> Tensor:
         """Return ``[attended, error, guide]`` as the features' convolution takes them."""
         if error.is_cuda and may_compile(error):
-            return self._attend_on_gpu(error, guide)
+            weight = self.features.weight
+            shape = len(error), weight.shape[1], *error.shape[2:]
+            x = torch.empty(shape, dtype=weight.dtype, device=error.device, memory_format=torch.channels_last)
+            return self._attend_on_gpu(error, guide, x)
         attended = self.attention(self.error_keys(error), self.guide_keys(guide))
         return _narrow(torch.cat([attended, error, guide], dim=1), self.features)
 
-    def _attend_on_gpu(self, error: Tensor, guide: Tensor) -> Tensor:
+    def _attend_on_gpu(self, error: Tensor, guide: Tensor, x: Tensor) -> Tensor:
+        """Write what `_attend` returns to ``x``."""
         from .attention_gpu import attend, embed
 
-        weight, margin = self.features.weight, self.attention.reach
-        shape = error.shape[0], weight.shape[1], *error.shape[2:]
-        x = torch.empty(shape, dtype=weight.dtype, device=error.device, memory_format=torch.channels_last)
+        margin = self.attention.reach
         convolutions = self.error_keys.weight, self.guide_keys.weight
         queries, keys = embed(error, guide, *convolutions, self.metrics, x, margin=margin)
         attend(
@@ -123,6 +153,16 @@ class MixedCorrection(nn.Module):
             out=x[:, :ATTENTION_CHANNELS],
         )
         return x
+
+
+@lru_cache
+def copies_blocks(device: torch.device) -> bool:
+    """Return whether `convolution_gpu` serves on a CUDA device."""
+    try:
+        from . import convolution_gpu  # noqa: F401
+    except ImportError:  # before Triton 3.4
+        return False
+    return torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def _side_by_side(*weights: Tensor) -> Tensor:
