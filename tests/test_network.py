@@ -10,6 +10,8 @@ import itertools
 import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from hashlib import sha256
@@ -33,6 +35,7 @@ from xr_ginet.network import (
     GINetConfig,
     attention,
     attention_cpu,
+    attention_cpu_grad,
     attention_grad,
     from_authors,
     load_checkpoint,
@@ -304,7 +307,8 @@ def gradients(module: nn.Module, *images: Tensor) -> list[Tensor]:
     """Return the output, and the gradients of an uneven sum of it in the images and in the weights."""
     leaves = [image.clone().requires_grad_() for image in images]
     output = module(*leaves)
-    (output * torch.linspace(-1, 2, output.numel(), dtype=output.dtype).view_as(output)).sum().backward()
+    slope = torch.linspace(-1, 2, output.numel(), dtype=output.dtype).to(output.device)
+    (output * slope.view_as(output)).sum().backward()
     return [output.detach(), *(leaf.grad for leaf in leaves), *(p.grad for p in module.parameters())]
 
 
@@ -399,17 +403,18 @@ def test_compiled_gradients_are_seen_by_torchs_transforms_once() -> None:
 
 @pytest.fixture
 def large_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    from xr_ginet.network import attention_gpu
+    from xr_ginet.network import attention_gpu, attention_gpu_grad
 
-    monkeypatch.setattr(attention_gpu, "ROWS", 16)
     monkeypatch.setattr(attention_gpu, "COLUMNS", 8)
+    monkeypatch.setattr(attention_gpu, "EMBEDDED", (16, 8))
+    monkeypatch.setattr(attention_gpu_grad, "LANES", 512)
 
 
 @pytest.mark.usefixtures("large_programs")
 @pytest.mark.parametrize(("window", "patch", "channels_last"), [(1, 1, False), (5, 3, False), (3, 5, True)])
 def test_attention_for_gpus_equals_unfolded_patches(window: int, patch: int, channels_last: bool) -> None:
     ours, literal = attention_pair(3, 2, window=window, patch=patch)
-    n = 1 if channels_last else 2
+    n = 2 if window == 1 else 1
     x, y = torch.randn(n, 3, 5, 9), torch.randn(n, 2, 5, 9)
     z = F.pad(torch.cat([x, y], dim=1), (ours.reach,) * 4).float()
     if channels_last:
@@ -441,10 +446,95 @@ def test_what_a_correction_starts_from_is_the_same_on_gpus(bands: tuple[str, ...
     error, guide = (torch.randn(1, len(bands), 5, 9).float() for _ in range(2))
     with torch.inference_mode():
         expected = mixed._attend(error, guide)
-        found = mixed._attend_on_gpu(error, guide.contiguous(memory_format=order))
+        found = mixed._attend_on_gpu(error, guide.contiguous(memory_format=order), torch.empty_like(expected))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     assert expected[:, : 5 + 2 * len(bands)].std((0, 2, 3)).min() > 0.01
     assert expected.shape[1] % 8 == 0
+
+
+@pytest.mark.usefixtures("large_programs")
+@pytest.mark.parametrize(("window", "patch", "scale"), [(1, 1, 1), (5, 3, 1), (3, 5, 1), (5, 3, 80)])
+def test_gradients_for_gpus_equal_those_of_the_torch_form(
+    window: int, patch: int, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from xr_ginet.network import attention_gpu_grad
+
+    ours, _ = attention_pair(3, 2, window=window, patch=patch)
+    x, y = scale * torch.randn(2, 3, 5, 9) / 4, scale * torch.randn(2, 2, 5, 9) / 4  # the last one overflows
+    exact = gradients(ours, x, y)
+    ours.zero_grad()
+    monkeypatch.setattr(attention_cpu_grad, "means", attention_gpu_grad.means)
+    monkeypatch.setattr(attention_cpu_grad, "gradients", attention_gpu_grad.gradients)
+    for mine, theirs in zip(gradients(ours.float(), x.float(), y.float()), exact, strict=True):
+        assert mine.dtype == torch.float32
+        assert (mine - theirs).abs().max() <= 2e-5 * scale * theirs.abs().max() + 1e-5
+    assert window == 1 or scale > 1 or min(part.abs().max() for part in exact) > 1e-3
+
+
+@pytest.mark.usefixtures("large_programs")
+@pytest.mark.parametrize(("n_features", "n_blocks", "n"), [(5, 2, 2), (60, 1, 1), (128, 1, 1)])
+def test_wide_corrections_for_gpus_equal_those_of_convolutions(n_features: int, n_blocks: int, n: int) -> None:
+    config = GINetConfig(n_stages=1, n_features=n_features, n_blocks=n_blocks, window_size=3, patch_size=1)
+    network = GINet(config).float()
+    sharpen(network)
+    mixed = MixedCorrection(network.stages[0].correction, torch.float32)
+    error, guide = (torch.randn(n, 6, 7, 10).float() for _ in range(2))
+    with torch.inference_mode():
+        expected = mixed._by_convolutions(error, guide)
+        found = mixed._by_products(error, guide)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert expected[:, :6].std((0, 2, 3)).min() > 0.003
+
+
+COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from xr_ginet.network import attention_gpu, attention_gpu_grad, convolution_gpu
+
+def build(kernel, constants, types, *, numbers):
+    kinds = {name: types.get(name, "i32" if name in numbers else "*fp32") for name in kernel.arg_names}
+    source = ASTSource(
+        fn=kernel,
+        signature=kinds | dict.fromkeys(constants, "constexpr"),
+        constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
+    )
+    print(kernel.__name__, len(triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]))
+
+sizes = "height width margin count image_stride channel_stride row_stride column_stride".split()
+few = {"X": 2, "Y": 1, "ROWS": 2, "COLUMNS": 32}
+build(attention_gpu._attend, few | {"RADIUS": 1, "REACH": 1}, {"out": "*fp16"}, numbers=sizes)
+build(attention_gpu._embed, few | {"BANDS": 2, "BESIDE": 8}, {"beside": "*fp16"}, numbers=sizes)
+sizes += "h heads query n_queries key n_keys".split()
+for name in ("_means", "_softmax_gradient", "_gather"):
+    constants = {"KEYS": 2, "VALUES": 2, "RADIUS": 1, "REACH": 1, "LANES": 32}
+    build(getattr(attention_gpu_grad, name), constants, {}, numbers=sizes)
+for right, add in ((16, True), (0, False)):
+    constants = {"CHANNELS": 48 if right else 32, "STEPS": 2, "LEFT": 32, "RIGHT": right, "ADD": add, "RELU": add}
+    types = {"x": "tensordesc<fp16[128, 64]>", "left": "tensordesc<fp16[64, 32]>", "out": "*fp16"}
+    types["right"] = "tensordesc<fp16[64, 16]>" if right else "*fp16"
+    build(convolution_gpu._convolve, constants | {"PIXELS": 128, "STEP": 64, "STAGES": 3}, types, numbers=sizes)
+"""
+
+
+def test_kernels_compile_for_gpus_without_one() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    run = subprocess.run([sys.executable, "-c", COMPILE], capture_output=True, text=True, env=environment, check=False)
+    assert run.returncode == 0, run.stderr
+    sizes = [int(line.split()[1]) for line in run.stdout.splitlines()]
+    assert len(sizes) == 7
+    assert min(sizes) > 1000
+
+
+def test_two_powers_of_two_have_room_for_all_channels() -> None:
+    from xr_ginet.network.convolution_gpu import parts
+
+    for channels in range(1, 300):
+        left, right = parts(channels)
+        assert channels <= left + right <= max(1 << (channels - 1).bit_length(), 16)
+        assert left > right
+        assert all(part == 0 or (part >= 16 and part.bit_count() == 1) for part in (left, right))
+    assert parts(144) == (128, 16)
 
 
 def test_all_positions_at_once_equal_one_after_the_other() -> None:
@@ -468,6 +558,21 @@ def test_attention_on_a_gpu_equals_unfolded_patches(size: tuple[int, int], windo
         for scale in (1, 40):  # with the second one logits overflow an exponential
             fast = ours(scale * x.float().cuda(), scale * y.float().cuda())
             torch.testing.assert_close(fast.double().cpu(), literal(scale * x, scale * y), rtol=1e-3, atol=3e-5)
+
+
+@pytest.mark.gpu
+@needs_cuda
+@pytest.mark.parametrize(("window", "patch"), [(1, 1), (5, 3), (3, 5)])
+@pytest.mark.parametrize("size", [(1, 1), (5, 67), (48, 48)])
+def test_gradients_on_a_gpu_equal_those_of_the_torch_form(size: tuple[int, int], window: int, patch: int) -> None:
+    ours, _ = attention_pair(3, 2, window=window, patch=patch)
+    x, y = torch.randn(2, 3, *size) / 4, torch.randn(2, 2, *size) / 4
+    exact = gradients(ours, x, y)
+    ours.zero_grad()
+    found, again = (gradients(ours.float().cuda(), x.float().cuda(), y.float().cuda()) for _ in range(2))
+    for mine, theirs in zip(found[:3], exact[:3], strict=True):
+        assert (mine.cpu() - theirs).abs().max() <= 2e-5 * theirs.abs().max() + 1e-5
+    assert all(map(torch.equal, found[:3], again[:3]))  # no bit depends on the order of threads
 
 
 def test_mixed_precision_computes_the_same_function() -> None:
