@@ -19,14 +19,17 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parent))
+import train
 from quality import table
 from throughput import operations
 
 from xr_ginet.mapping.devices import arithmetic
 from xr_ginet.mapping.predictor import Predictor
-from xr_ginet.network import GINet, available_weights, load_checkpoint
+from xr_ginet.network import GINet, GINetConfig, available_weights, load_checkpoint
 from xr_ginet.network.attention import WindowAttention
-from xr_ginet.network.mixed import mix
+from xr_ginet.network.convolution_gpu import Bordered, Convolution
+from xr_ginet.network.mixed import WIDE, copies_blocks, mix
 
 NAMES = ("ginet", "ginet-s", "ginet-xs")
 TILE, BLOCKS = 10_980, 24
@@ -72,18 +75,51 @@ def attention() -> str:
 
 
 def widths(side: int, peak: dict[str, float]) -> str:
-    """Return the rate of one convolution of a residual block by its channels: padding to others may pay."""
+    """Return the rate of one convolution of a residual block by its channels: cuDNN's, and ours where it serves."""
     rows = []
     for width in (16, 32, 64, 128, 136, 144, 160, 192, 256):
         x = torch.rand(1, width, side, side, device="cuda", dtype=torch.float16)
         x = x.contiguous(memory_format=torch.channels_last)
         layer = torch.nn.Conv2d(width, width, 3, padding=1).cuda().half().to(memory_format=torch.channels_last)
         geometry = [1, 1], [1, 1], [1, 1], 1
-        with torch.inference_mode():
-            taken = seconds(lambda: torch.cudnn_convolution_relu(x, layer.weight, layer.bias, *geometry))  # noqa: B023
-        rate = 2 * 9 * width**2 * side**2 / taken
-        rows.append([f"{width}", f"{1e9 * taken / side**2:.2f}", f"{rate / peak['float16']:.0%}"])
-    return table(["channels, float16", "ms per megapixel", "of the matrix products' rate"], rows)
+        forms = [lambda: torch.cudnn_convolution_relu(x, layer.weight, layer.bias, *geometry)]  # noqa: B023
+        if width in WIDE and copies_blocks(x.device):
+            ours, bordered = Convolution(layer), Bordered.empty(1, width, side, side, like=x)
+            bordered.images.copy_(x)
+            out = bordered.new(width)
+            forms.append(lambda: ours(bordered, out))  # noqa: B023
+        row = [f"{width}"]
+        for form in forms:
+            with torch.inference_mode():
+                taken = seconds(form)
+            rate = 2 * 9 * width**2 * side**2 / taken
+            row += [f"{1e9 * taken / side**2:.2f}", f"{rate / peak['float16']:.0%}"]
+        rows.append(row + [""] * (5 - len(row)))
+    share = "of the matrix products' rate"
+    return table(["channels, float16", "cuDNN: ms per megapixel", share, "kernel: ms per megapixel", share], rows)
+
+
+def _step(n: int) -> tuple[float, float]:
+    """Return the seconds of a step with a batch of ``n``, and the GiB that it takes."""
+    torch.cuda.reset_peak_memory_stats()
+    images = torch.rand(n, 4, 48, 48), torch.rand(n, 6, 24, 24), torch.rand(n, 6, 48, 48)
+    ms, hs, truth = (image.cuda() for image in images)
+    run = train.Training(GINetConfig(assignment="soft"), 1e-4, "cuda")
+    return seconds(lambda: run.step((ms, hs, truth))), torch.cuda.max_memory_allocated() / 2**30
+
+
+def training(batches: tuple[int, ...] = (32, 64)) -> str:
+    """Return how long a step of train.py takes with attention's gradient in torch and by kernels."""
+    rows = []
+    for form in ("torch", "kernels"):
+        before = WindowAttention._may_compile_gradient
+        if form == "torch":
+            WindowAttention._may_compile_gradient = lambda self, x: False
+        for n in batches:
+            taken, memory = _step(n)
+            rows.append([form, f"{n}", f"{1e3 * taken:.1f}", f"{n / taken:.0f}", f"{memory:.1f}"])
+        WindowAttention._may_compile_gradient = before
+    return table(["attention's gradient", "patches of 48²", "ms a step", "patches a second", "peak GiB"], rows)
 
 
 def exactness(scene: tuple[Tensor, Tensor]) -> str:
@@ -187,30 +223,33 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("build/gpu/measured.md"))
     parser.add_argument("--scene", default="ucnn_usa")
     parser.add_argument("--sides", type=int, nargs="+", default=[544, 1056, 2080])
+    parser.add_argument("--parts", nargs="+", help="the tables to make: attention, exactness, blocks, tile, …")
     options = parser.parse_args(arguments)
     with np.load(options.data) as file:
         scene = tuple(
             torch.from_numpy(file[f"{options.scene}/{k}"] / np.float32(1e4))[None].cuda() for k in ("b10", "b20")
         )
     peak = peaks()
-    parts = [
+    page = [
         f"# On a GPU\n\n`python benchmarks/gpu/measure.py` on {torch.cuda.get_device_name()} with torch "
         f"{torch.__version__}. Matrix products of 8192²: "
         + ", ".join(f"{rate / 1e12:.0f} TFLOP/s in {dtype}" for dtype, rate in peak.items())
         + "."
     ]
-    for part in (
-        attention,
-        lambda: exactness(scene),
-        lambda: blocks(options.sides, peak),
-        lambda: tile(options.sides[-1] - 64),
-        lambda: widths(options.sides[1], peak),
-        lambda: host(options.sides[1] // 64 * 64),
-    ):
-        parts.append(part())
-        print(parts[-1], flush=True)
+    parts = {
+        "attention": attention,
+        "exactness": lambda: exactness(scene),
+        "blocks": lambda: blocks(options.sides, peak),
+        "tile": lambda: tile(options.sides[-1] - 64),
+        "widths": lambda: widths(options.sides[1], peak),
+        "training": training,
+        "host": lambda: host(options.sides[1] // 64 * 64),
+    }
+    for name in options.parts or parts:
+        page.append(parts[name]())
+        print(page[-1], flush=True)
         options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text("\n\n".join(parts) + "\n")
+        options.out.write_text("\n\n".join(page) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ one CUDA graph: otherwise the launches of attention's many small kernels would t
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import math
 import sys
@@ -29,8 +30,9 @@ from xr_ginet.network.ginet import GINet, GINetConfig  # noqa: E402
 from xr_ginet.sentinel2.bands import BANDS, BANDS_10M, BANDS_20M  # noqa: E402
 from xr_ginet.training.objective import relative_error, start_near_bicubic  # noqa: E402
 
-N_BLURS = 6  # blurred versions of each scene, drawn anew for each piece; the first is without jitter
+N_BLURS = 12  # blurred versions of each scene, drawn anew for each piece; the first is without jitter
 GAIN_JITTER = 0.02
+FINE_GAIN = 0.25, 0.45  # of the 10 m bands, whose true sharpness is not known
 BORDER = 8
 WARM_UP_STEPS = 300
 AVERAGING = 0.999
@@ -68,7 +70,7 @@ class Data:
             scenes = {n: self._scene(file, n, device) for n in names["train"] + names["validation"]}
         n_blurs = N_BLURS if degradation == "mtf" else 1
         self.train = [
-            [wald(*scenes[n], degradation, rng.normal(0, GAIN_JITTER, 10) * (blur > 0)) for blur in range(n_blurs)]
+            [wald(*scenes[n], degradation, self._jitter() * (blur > 0)) for blur in range(n_blurs)]
             for n in names["train"]
         ]
         share = [scenes[n][1][0].numel() ** 0.7 * (0.3 if n in names["lossy"] else 1) for n in names["train"]]
@@ -80,6 +82,11 @@ class Data:
         fine, coarse = (torch.from_numpy(file[f"{name}/{k}"].astype("float32") / 10_000) for k in ("b10", "b20"))
         y, x = (n // 8 * 8 for n in coarse.shape[-2:])
         return fine[:, : 2 * y, : 2 * x].to(device), coarse[:, :y, :x].to(device)
+
+    def _jitter(self) -> np.ndarray:
+        jitter = self.rng.normal(0, GAIN_JITTER, 10)
+        jitter[:4] += self.rng.uniform(*FINE_GAIN) - BANDS["B02"].mtf_gain
+        return jitter
 
     def batch(self, n: int, size: int) -> Pair:
         gains = np.exp(self.rng.normal(0, 0.25, (n, 1)) + self.rng.normal(0, 0.08, (n, 10))).astype("float32")
@@ -106,6 +113,15 @@ class Data:
                 error = network(ms[None], hs[None])[0] - truth
             scores[name] = 1e4 * float((error[:, BORDER:-BORDER, BORDER:-BORDER] ** 2).mean().sqrt())
         return scores
+
+
+def weights(path: Path) -> dict[str, Tensor]:
+    """Return the averaged weights of a state, or those of a checkpoint."""
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)["average"]
 
 
 def attend_in_float32(network: GINet, device: str) -> None:
@@ -199,11 +215,11 @@ class Training:
         loss = relative_error(estimate.float(), truth, hs)
         self.optimizer.zero_grad(set_to_none=False)
         loss.backward()
-        weights = list(self.network.parameters())
-        norm = torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        parameters = list(self.network.parameters())
+        norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         self.optimizer.found_inf = (~norm.isfinite()).float()  # a fused step is then left out, on the device
         self.optimizer.step()
-        torch._foreach_lerp_(self.sum, weights, 1 - AVERAGING)
+        torch._foreach_lerp_(self.sum, parameters, 1 - AVERAGING)
         self.updates += 1
         return loss.detach()
 
@@ -230,14 +246,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--features", type=int, default=128)
     parser.add_argument("--stages", type=int, default=6)
     parser.add_argument("--log", type=float, default=30, help="seconds between lines")
-    parser.add_argument("--start", type=Path, help="another state, whose averaged weights to start with")
+    parser.add_argument("--start", type=Path, help="another state, or a checkpoint, to start with its weights")
     parser.add_argument("--last", action="store_true", help="write the averaged weights alone: a quarter of the bytes")
     args = parser.parse_args(arguments)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     config = GINetConfig(n_features=args.features, n_stages=args.stages, assignment="soft")
     training = Training(config, args.learning_rate, device)
-    rng, step, before = np.random.default_rng(0), 0, 0.0
+    rng, step, before, origin = np.random.default_rng(0), 0, 0.0, None
     if args.state.exists():
         state = torch.load(args.state, map_location=device, weights_only=True)
         if state["degradation"] != args.degradation:
@@ -250,10 +266,10 @@ def main(arguments: list[str] | None = None) -> None:
         training.optimizer.load_state_dict(state["optimizer"])
         training.optimizer.param_groups[0]["lr"] = training.rate
         rng.bit_generator.state = json.loads(state["rng"])
-        step, before = state["step"], state["elapsed"]
+        step, before, origin = state["step"], state["elapsed"], state["start"]
     elif args.start:
-        start = torch.load(args.start, map_location=device, weights_only=True)
-        training.network.load_state_dict(start["average"])
+        training.network.load_state_dict(weights(args.start))
+        origin = f"{args.start.name}, sha256 {hashlib.sha256(args.start.read_bytes()).hexdigest()[:12]}"
     data = Data(args.data, args.degradation, device, rng)
     start, log = time.monotonic(), time.monotonic()
     total = 60 * args.total_minutes
@@ -275,6 +291,7 @@ def main(arguments: list[str] | None = None) -> None:
         "step": step,
         "elapsed": elapsed,
         "degradation": args.degradation,
+        "start": origin,
         "command": "python benchmarks/gpu/train.py " + " ".join(sys.argv[1:] if arguments is None else arguments),
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
     }
