@@ -195,7 +195,7 @@ def test_icechunk_refuses_what_it_cannot_do(
         cube.ginet.to_zarr(repository)
     with pytest.raises(ValueError, match="zarr_format=2: an Icechunk repository holds version 3"):
         cube.ginet.to_zarr(repository, resume=True, zarr_format=2)
-    monkeypatch.setattr("xr_ginet.store._workers_elsewhere", lambda: True)
+    monkeypatch.setattr("xr_ginet.store.workers_elsewhere", lambda: True)
     with pytest.raises(ValueError, match="lies in this process's memory, where a cluster's workers"):
         cube.ginet.to_zarr(icechunk.Repository.create(icechunk.in_memory_storage()), resume=True)
     assert repository.list_branches() == {"main"}

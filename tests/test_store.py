@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import dask
+import dask.array as da
 import numpy as np
 import pytest
 import xarray as xr
 import zarr
 from conftest import no_compute, two_grids
+from dask.core import get_deps
+from dask.order import order
+from dask.utils import key_split
 from numpy.testing import assert_allclose, assert_array_equal
 
 import xr_ginet
+from xr_ginet import schedulers
 from xr_ginet.network import Checkpoint
 
 
@@ -85,6 +95,52 @@ def test_writing_can_be_put_off_and_watched(cube: xr.Dataset, tmp_path, capsys) 
         xr_ginet.to_zarr(cube, tmp_path / "c.zarr", progress=True)
     assert "100% Completed" in capsys.readouterr().out
     xr.testing.assert_identical(xr.open_zarr(tmp_path / "a.zarr").load(), xr.open_zarr(tmp_path / "c.zarr").load())
+
+
+def blocks_held(graph: dict) -> int:
+    """Return how many of the network's blocks wait for their writing at once, by the order that Dask gives a graph."""
+    depends_on, dependents = get_deps(graph)
+    left = {key: len(dependents[key]) for key in graph if key_split(key) == "ginet-windows"}
+    assert len(left) == 16
+    held, most = set(), 0
+    for key in sorted(graph, key=order(graph).get):
+        held |= {key} & set(left)
+        for block in depends_on[key] & left.keys():
+            left[block] -= 1
+            held -= {block} if not left[block] else set()
+        most = max(most, len(held))
+    return most
+
+
+@pytest.mark.parametrize("write", [xr_ginet.to_zarr, xr_ginet.to_cog, partial(xr_ginet.to_cog, stacked=True)])
+def test_a_cluster_keeps_few_blocks_that_are_not_written(
+    write: Callable[..., Any], tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Recorder:
+        def get(self, graph: dict, key: str, sync: bool) -> None:
+            self.held = blocks_held(graph)
+            dask.get(graph, key)
+
+        def gather(self, result: None) -> None:
+            assert result is None
+
+    source = two_grids((128, 128))
+    for seed, (name, band) in enumerate(source.data_vars.items()):  # each chunk is read by itself
+        chunks = [size // 4 for size in band.shape]
+        source[name] = band.copy(data=da.random.default_rng(seed).random(band.shape, chunks=chunks))
+    cube = source.ginet.superresolve(weights="ginet-xs", depth="auto")
+    write(cube, tmp_path / "local")
+    client = Recorder()
+    monkeypatch.setattr(schedulers, "current_client", lambda: client)
+    write(cube, tmp_path / "cluster")
+    assert client.held <= 5  # a row, and the next row's first
+    files = [path for path in (tmp_path / "local").rglob("*") if path.is_file() and path.name != "zarr.json"]
+    assert len(files) in (1, 10, 162)
+    for path in files:
+        assert path.read_bytes() == (tmp_path / "cluster" / path.relative_to(tmp_path / "local")).read_bytes()
+    if write is xr_ginet.to_zarr:
+        (delayed,) = dask.optimize(cube.ginet.to_zarr(tmp_path / "later", compute=False))
+        assert blocks_held(dict(delayed.__dask_graph__())) == 16  # where tasks wait for all of a band
 
 
 @pytest.mark.parametrize(

@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
-import dask
 import numpy as np
 import xarray as xr
 
 from .encoding import StoredDtype, digital_numbers, encoding_of
+from .schedulers import compute_writes, current_client
 from .sentinel2.bands import BANDS
 from .sentinel2.grids import FINE_DIMS, read_crs
 from .sentinel2.layouts import place
-from .store import current_client, progress_bar
 
 
 def to_cog(
@@ -120,11 +119,8 @@ def _write(wanted: list[tuple[Path, xr.DataArray]], encoding: Mapping[str, Any],
     plain = {path: path.with_name(f".{path.name}.{token}.tif") for path, _ in wanted}
     parts = {path: path.with_name(f".{path.name}.{token}.part.tif") for path, _ in wanted}
     try:
-        writes = [_stream(image, plain[path], encoding) for path, image in wanted]
-        if progress:
-            progress_bar(dask.delayed(list)(writes))
-        else:
-            dask.compute(*writes)
+        streams = [_stream(image, plain[path], encoding) for path, image in wanted]
+        compute_writes(streams, progress=progress, position=slice(-2, None))  # of one time, however bands lie
         for path, image in wanted:
             _describe(plain[path], image, encoding)
             _optimise(plain[path], parts[path])

@@ -95,7 +95,7 @@ def fill(
     place: Place,
     cube: xr.Dataset,
     *,
-    progress: Callable[[Any], None] | None = None,
+    progress: bool = False,
     tell: Callable[[Outcome], None] | None = None,
 ) -> list[Outcome]:
     """Write the dates of a cube that its store does not hold completely; return what became of each.
@@ -116,7 +116,7 @@ def fill(
         state: State = "kept"
         if not done[index]:
             try:
-                _write(place, cube, i, index, progress)
+                _write(place, cube, i, index, progress=progress)
                 _record(place.store, index if "time" in cube.dims else None)
                 state = "written"
             except Exception as problem:
@@ -299,13 +299,13 @@ def _order(stored: xr.Dataset, cube: xr.Dataset) -> list[int]:
     return [places[time] for time in cube["time"].values.astype(stored["time"].dtype)]
 
 
-def _write(place: Place, cube: xr.Dataset, index: int, there: int, progress: Callable[[Any], None] | None) -> None:
+def _write(place: Place, cube: xr.Dataset, index: int, there: int, *, progress: bool) -> None:
     """Write one date; what is no part of it is there already."""
     dim = _part_dim(cube)
     region = {dim: slice(there, there + 1) if dim == "time" else slice(0, cube.sizes[dim])}
     part = cube.isel(time=slice(index, index + 1)) if dim == "time" else cube
     part = part.drop_vars([n for n, v in part.variables.items() if dim not in v.dims or n in part.indexes])
-    place.write(part, region, progress)
+    place.write(part, region, progress=progress)
 
 
 def _record(target: Any, time: int | None) -> None:

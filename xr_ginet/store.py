@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
 
-import dask
 import xarray as xr
-from dask.core import get_deps
 
 from . import growing
 from .encoding import Layout, StoredDtype, encoded, encoding_of
+from .schedulers import workers_elsewhere
 from .transactions import is_repository, place_of, write_pixels
 
 Mode = Literal["w", "w-", "a"]
@@ -114,7 +113,7 @@ def to_zarr(
             raise ValueError(f"zarr_format={zarr_format}: an Icechunk repository holds version 3")
         if not grows:
             raise ValueError("an Icechunk repository is written date by date. Type resume=True, or mode='a'")
-    if _in_memory(target) and _workers_elsewhere():
+    if _in_memory(target) and workers_elsewhere():
         raise ValueError(f"{target} lies in this process's memory, where a cluster's workers cannot write. Name a path")
     layout = Layout(zarr_format, inner_chunks, compression_level)
     path = _local_path(target)
@@ -139,7 +138,7 @@ def to_zarr(
         if not compute:
             return cube.to_zarr(place, compute=False, **options)
         try:
-            write_pixels(cube, place, progress_bar if progress else None, **options)
+            write_pixels(cube, place, progress=progress, **options)
         except BaseException:
             if beside:
                 _discard(beside)
@@ -174,7 +173,7 @@ def _grow(
             growing.check_same(place.store, cube, encoding, whole=mode != "a")
             if mode == "a":
                 growing.append(place.store, cube, keep=resume)
-        outcomes = growing.fill(place, cube, progress=progress_bar if progress else None, tell=tell)
+        outcomes = growing.fill(place, cube, progress=progress, tell=tell)
     if any(outcome.state == "failed" for outcome in outcomes):
         raise growing.PartialFailure(target, outcomes)
 
@@ -275,38 +274,3 @@ def _in_memory(target: Any) -> bool:
     if is_repository(target):
         return "InMemory" in repr(target.storage)
     return isinstance(target, MemoryStore | dict) or str(target).startswith("memory://")
-
-
-def _workers_elsewhere() -> bool:
-    """Return whether a distributed client computes in other processes than this one."""
-    client = current_client()
-    return client is not None and not (client.scheduler and str(client.scheduler.address).startswith("inproc"))
-
-
-def current_client() -> Any | None:
-    """Return the distributed client that computes here, or None."""
-    try:
-        from distributed import get_client
-
-        return get_client()
-    except (ImportError, ValueError):  # ValueError: no client
-        return None
-
-
-def progress_bar(write: Callable[..., Any]) -> None:
-    """Write under a progress bar, of the distributed client's where there is one."""
-    client = current_client()
-    if client is None:
-        from dask.diagnostics import ProgressBar
-
-        with ProgressBar():
-            write()
-        return
-    from distributed import progress
-
-    # Not the one task at the end, which depends on all blocks: with it Dask does not work row by row.
-    (delayed,) = dask.optimize(write(compute=False))
-    graph = dict(delayed.__dask_graph__())
-    blocks = client.get(graph, list(get_deps(graph)[0][delayed.key]), sync=False)
-    progress(blocks)
-    client.gather(blocks)

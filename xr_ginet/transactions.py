@@ -6,14 +6,15 @@ Each date is committed to a branch of the job's own, so that a job that was kill
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Protocol
 
 import dask
 import dask.array as da
 import xarray as xr
+
+from .schedulers import compute_writes
 
 MAIN, OURS = "main", "ginet-job"
 NUMBERS = ("dtype", "scale_factor", "add_offset", "_FillValue")
@@ -27,7 +28,7 @@ class Place(Protocol):
         """Return what Zarr opens; after a commit another object."""
         ...
 
-    def write(self, cube: xr.Dataset, region: dict[str, slice], progress: Callable[[Any], None] | None) -> None:
+    def write(self, cube: xr.Dataset, region: dict[str, slice], *, progress: bool) -> None:
         """Write pixels, now, into room that is there."""
         ...
 
@@ -46,9 +47,9 @@ class Plain:
     def __init__(self, store: Any) -> None:
         self.store = store
 
-    def write(self, cube: xr.Dataset, region: dict[str, slice], progress: Callable[[Any], None] | None) -> None:
-        """Write pixels, under ``progress`` where it can be shown."""
-        write_pixels(cube, self.store, progress, region=region)
+    def write(self, cube: xr.Dataset, region: dict[str, slice], *, progress: bool) -> None:
+        """Write pixels, under a progress bar if asked for."""
+        write_pixels(cube, self.store, progress=progress, region=region)
 
     def commit(self, message: str) -> None:
         """Do nothing."""
@@ -82,7 +83,7 @@ class Branch:
             self.session.commit(message)
             self.session = self.repository.writable_session(OURS)
 
-    def write(self, cube: xr.Dataset, region: dict[str, slice], progress: Callable[[Any], None] | None) -> None:
+    def write(self, cube: xr.Dataset, region: dict[str, slice], *, progress: bool) -> None:
         """Write pixels, from whatever processes compute them; progress is not shown."""
         import zarr
         from icechunk.dask import store_dask
@@ -112,15 +113,14 @@ class Branch:
         self.repository.delete_branch(OURS)
 
 
-def write_pixels(cube: xr.Dataset, target: Any, progress: Callable[[Any], None] | None, **options: Any) -> None:
+def write_pixels(cube: xr.Dataset, target: Any, *, progress: bool, **options: Any) -> None:
     """Write a cube now, with the options of xarray's `to_zarr`; with resources (see `map_windows`) without progress."""
     graphs = [v.data.dask.layers for v in cube.variables.values() if v.chunks is not None]
     if any("resources" in (layer.annotations or {}) for layers in graphs for layer in layers.values()):
         with dask.config.set({"optimization.fuse.active": False}):
             cube.to_zarr(target, **options)
         return
-    write = partial(cube.to_zarr, target, **options)
-    progress(write) if progress else write()
+    compute_writes([cube.to_zarr(target, compute=False, **options)], progress=progress)
 
 
 def is_repository(target: Any) -> bool:
