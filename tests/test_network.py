@@ -407,7 +407,7 @@ def large_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(attention_gpu, "COLUMNS", 8)
     monkeypatch.setattr(attention_gpu, "EMBEDDED", (16, 8))
-    monkeypatch.setattr(attention_gpu_grad, "LANES", 512)
+    monkeypatch.setattr(attention_gpu_grad, "LANES", 32)
 
 
 @pytest.mark.usefixtures("large_programs")
@@ -460,7 +460,7 @@ def test_gradients_for_gpus_equal_those_of_the_torch_form(
     from xr_ginet.network import attention_gpu_grad
 
     ours, _ = attention_pair(3, 2, window=window, patch=patch)
-    x, y = scale * torch.randn(2, 3, 5, 9) / 4, scale * torch.randn(2, 2, 5, 9) / 4  # the last one overflows
+    x, y = scale * torch.randn(2, 3, 4, 5) / 4, scale * torch.randn(2, 2, 4, 5) / 4  # the last one overflows
     exact = gradients(ours, x, y)
     ours.zero_grad()
     monkeypatch.setattr(attention_cpu_grad, "means", attention_gpu_grad.means)
@@ -472,13 +472,13 @@ def test_gradients_for_gpus_equal_those_of_the_torch_form(
 
 
 @pytest.mark.usefixtures("large_programs")
-@pytest.mark.parametrize(("n_features", "n_blocks", "n"), [(5, 2, 2), (60, 1, 1), (128, 1, 1)])
+@pytest.mark.parametrize(("n_features", "n_blocks", "n"), [(5, 2, 2), (128, 1, 1)])
 def test_wide_corrections_for_gpus_equal_those_of_convolutions(n_features: int, n_blocks: int, n: int) -> None:
     config = GINetConfig(n_stages=1, n_features=n_features, n_blocks=n_blocks, window_size=3, patch_size=1)
     network = GINet(config).float()
     sharpen(network)
     mixed = MixedCorrection(network.stages[0].correction, torch.float32)
-    error, guide = (torch.randn(n, 6, 7, 10).float() for _ in range(2))
+    error, guide = (torch.randn(n, 6, 5, 6).float() for _ in range(2))
     with torch.inference_mode():
         expected = mixed._by_convolutions(error, guide)
         found = mixed._by_products(error, guide)

@@ -70,7 +70,7 @@ def by_place(graph: Mapping[Any, Any], key: Any, position: slice) -> dict[Any, A
     waits, left = set(), [key]
     while left:
         task = left.pop()
-        if not isinstance(task, tuple) and task.startswith(WAITS):
+        if not isinstance(task, tuple) and str(task).startswith(WAITS):
             waits.add(task)
             left += depends_on[task] - waits
         else:
