@@ -22,28 +22,25 @@ LANES = 128
 
 def means(queries: Tensor, z: Tensor, heads: NDArray, n_values: int, window_size: int) -> Tensor:
     """Return what `attention_grad.Attend` does."""
-    return _Images.of(queries, z, heads, window_size).attend(n_values)[0].flatten(1, 2)
+    return _Images(queries, z, heads, window_size).attend(n_values)[0].flatten(1, 2)
 
 
 def gradients(
     gradient: Tensor, queries: Tensor, z: Tensor, heads: NDArray, n_values: int, window_size: int
 ) -> tuple[Tensor, Tensor]:
     """Return what `attention_grad.Gradients` does."""
-    images = _Images.of(queries, z, heads, window_size)
+    images = _Images(queries, z, heads, window_size)
     return images.gradients(images.lay(gradient.unflatten(1, (len(heads), n_values))), *images.attend(n_values))
 
 
 class _Images:
     """Queries and keys within zeros that windows and patches do not leave."""
 
-    def __init__(self, queries: Tensor, z: Tensor, heads: NDArray, margin: int, window_size: int) -> None:
+    def __init__(self, queries: Tensor, z: Tensor, heads: NDArray, window_size: int) -> None:
         self.n, _, self.height, self.width = z.shape
-        self.heads, self.margin, self.window_size = heads.tolist(), margin, window_size
+        self.heads, self.window_size = heads.tolist(), window_size
+        self.margin = window_size // 2 + int(heads[:, 3].max()) // 2
         self.queries, self.keys = self.lay(queries), self.lay(z)
-
-    @classmethod
-    def of(cls, queries: Tensor, z: Tensor, heads: NDArray, window_size: int) -> _Images:
-        return cls(queries, z, heads, window_size // 2 + int(heads[:, 3].max()) // 2, window_size)
 
     def lay(self, image: Tensor) -> Tensor:
         return F.pad(image.detach(), (self.margin,) * 4).contiguous()
@@ -114,9 +111,7 @@ def _means(
 ):
     """Write a head's means and the logarithm of its denominator."""
     SIDE: tl.constexpr = 2 * RADIUS + 1
-    pixel, there, y, x = _pixels(height, width, LANES)
-    image, line = tl.program_id(1), width + 2 * margin
-    plane, here = (height + 2 * margin) * line, (y + margin) * line + x + margin
+    image, pixel, there, y, x, line, plane, here = _pixels(height, width, margin, LANES)
     queries += (image * n_queries + query) * plane + here
     keys += image * n_keys * plane + here
     nothing = tl.zeros((LANES,), tl.float32)
@@ -159,9 +154,7 @@ def _softmax_gradient(
 ):
     """Write a head's weights and the gradient in its logits."""
     SIDE: tl.constexpr = 2 * RADIUS + 1
-    pixel, there, y, x = _pixels(height, width, LANES)
-    image, line = tl.program_id(1), width + 2 * margin
-    plane, here = (height + 2 * margin) * line, (y + margin) * line + x + margin
+    image, pixel, there, y, x, line, plane, here = _pixels(height, width, margin, LANES)
     queries += (image * n_queries + query) * plane + here
     keys += image * n_keys * plane + here
     nothing = tl.zeros((LANES,), tl.float32)
@@ -212,9 +205,7 @@ def _gather(
 ):
     """Write the gradient in a head's queries, and add that in its keys and values."""
     SIDE: tl.constexpr = 2 * RADIUS + 1
-    pixel, there, y, x = _pixels(height, width, LANES)
-    image, line = tl.program_id(1), width + 2 * margin
-    plane, here = (height + 2 * margin) * line, (y + margin) * line + x + margin
+    image, pixel, there, _, _, line, plane, here = _pixels(height, width, margin, LANES)
     queries += (image * n_queries + query) * plane + here
     keys += (image * n_keys + key) * plane + here
     gradient += (image * heads + h) * VALUES * plane + here
@@ -244,12 +235,16 @@ def _gather(
 
 
 @triton.jit
-def _pixels(height, width, LANES: tl.constexpr):
-    """Return a program's pixels, which of them exist, and where they are; others repeat the last one."""
+def _pixels(height, width, margin, LANES: tl.constexpr):
+    """Return a program's image, its pixels, which of them exist, and where all are, within zeros too.
+
+    What does not exist repeats the last pixel.
+    """
     pixel = tl.program_id(0) * LANES + tl.arange(0, LANES)
     there = pixel < height * width
     pixel = tl.minimum(pixel, height * width - 1)
-    return pixel, there, pixel // width, pixel % width
+    y, x, line = pixel // width, pixel % width, width + 2 * margin
+    return tl.program_id(1), pixel, there, y, x, line, (height + 2 * margin) * line, (y + margin) * line + x + margin
 
 
 @triton.jit

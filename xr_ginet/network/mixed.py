@@ -19,7 +19,7 @@ from .ginet import ATTENTION_CHANNELS, Correction, GINet, Guide, ResidualBlock, 
 
 MULTIPLE = 8
 """Channels in 16 bits come in multiples of it."""
-WIDE = frozenset(range(64, 160)) - {64, 128}
+WIDE = frozenset(range(65, 160)) - {128}
 """Channels of residual blocks that `convolution_gpu` is for; libraries are as fast or faster at others."""
 
 
