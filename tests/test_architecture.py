@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import needs_cuda
+from distributed import LocalCluster
 
 import xr_ginet
 from xr_ginet.mapping.predictor import Predictor, block_memory
@@ -92,15 +94,11 @@ def test_nothing_imports_the_accessor_or_the_cli() -> None:
         assert "accessor" not in names or path.name == "__init__.py"
 
 
-def test_importing_is_quick_and_loads_nothing_heavy() -> None:
-    code = (
-        "import sys, time, xarray, dask.array; start = time.perf_counter(); import xr_ginet; "
-        "print(time.perf_counter() - start); print(*{m.split('.')[0] for m in sys.modules})"
-    )
+def test_importing_loads_nothing_heavy() -> None:
+    code = "import sys, xr_ginet; print(*{name.partition('.')[0] for name in sys.modules})"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    seconds, modules = output.splitlines()
-    assert not NEVER_LOADED & set(modules.split())
-    assert float(seconds) < 1
+    assert "xr_ginet" in output
+    assert not NEVER_LOADED & set(output.split())
 
 
 MEASURE = r"""
@@ -183,6 +181,7 @@ from xr_ginet.mapping import heap, predictor
 from xr_ginet.network import load_checkpoint
 
 torch.set_num_threads(1)
+heap.IDLE_SECONDS = 3600  # on a busy machine a second may pass between two blocks
 if sys.argv[1] == "default":
     heap.glibc = lambda: None
 run = predictor.Predictor.of(load_checkpoint(sys.argv[2]))
@@ -243,3 +242,22 @@ def test_notebooks_are_stored_without_outputs(path: Path) -> None:
     cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
     assert cells
     assert not any(cell["outputs"] or cell["execution_count"] for cell in cells)
+
+
+CLOCK = re.compile(r"\b(perf_counter|monotonic|process_time|timeit|time\.time|datetime\.now|utcnow)(_ns)?\(")
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parent.glob("*.py")), ids=lambda p: p.stem)
+def test_no_test_looks_at_a_clock(path: Path) -> None:
+    # What a busy machine makes slow must fail no test. Benchmarks take times; their tests check what they count.
+    assert not CLOCK.search(path.read_text())
+
+
+def test_a_clock_would_be_found() -> None:
+    assert CLOCK.search("began = time.mono" + "tonic()")
+
+
+@pytest.mark.parametrize("option", [{}, {"dashboard_address": None}, {"dashboard_address": ":8787"}], ids=str)
+def test_a_cluster_that_needs_the_port_of_the_dashboard_fails(option: dict) -> None:
+    with pytest.raises(RuntimeError, match="Port 8787 is already in use"):  # held by conftest.py
+        LocalCluster(n_workers=0, processes=False, **option)
