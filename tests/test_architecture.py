@@ -9,6 +9,8 @@ import platform
 import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +86,50 @@ def top_imports(path: Path) -> set[str]:
 def test_a_module_imports_only_from_the_rooms_below_it(path: Path) -> None:
     room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     assert top_imports(path) <= MAY_IMPORT[room]
+
+
+def distributions(folder: Path) -> dict[str, set[str]]:
+    """Return the third-party modules that a folder's files import anywhere, and what may be installed for each."""
+    nodes = [node for path in folder.rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+    known = packages_distributions()
+    found = {name: known.get(name, []) for name in {n.partition(".")[0] for n in names} - sys.stdlib_module_names}
+    return {name: {canonical(one) for one in names} for name, names in found.items()}
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def declared(*extras: str) -> set[str]:
+    """Return the names of what pyproject.toml asks for, with those of some extras."""
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    asked = [*project["dependencies"], *(one for extra in extras for one in project["optional-dependencies"][extra])]
+    assert all(re.fullmatch(r"[\w.-]+(\[.+\])?|[^<]+>=[\d.]+[^<]*", one) for one in asked)  # floors, and no caps
+    return {canonical(re.match(r"[\w.-]+", one)[0]) for one in asked}
+
+
+@pytest.mark.parametrize(
+    ("folder", "extras", "optional"),
+    [
+        # Triton comes with torch where it works; who has an Icechunk repository has Icechunk.
+        ("xr_ginet", ("distributed", "train"), {"triton", "icechunk"}),
+        ("tests", ("distributed", "train", "demo", "test"), set()),
+        ("examples", ("distributed", "demo"), set()),
+        ("benchmarks", ("distributed", "train", "demo", "test"), {"atheris", "tensorflow"}),  # a fuzzer; a peer's
+    ],
+)
+def test_what_is_imported_is_declared(folder: str, extras: tuple[str, ...], optional: set[str]) -> None:
+    root = PACKAGE.parent
+    local = {path.stem for name in ("tests", "benchmarks", "examples") for path in (root / name).rglob("*.py")}
+    asked = declared(*extras)
+    missing = {
+        name
+        for name, candidates in distributions(root / folder).items()
+        if name not in local | optional | {"xr_ginet"} and not candidates & asked
+    }
+    assert not missing
 
 
 def test_nothing_imports_the_accessor_or_the_cli() -> None:
