@@ -9,7 +9,7 @@ BIN = $(VENV)/bin
 # REQUIREMENTS: a file of pinned dependencies, in the place of the newest that there are.
 REQUIREMENTS ?=
 
-.PHONY: demo test test-slow test-some test-matrix check bench clean
+.PHONY: demo test test-slow test-some test-matrix cases check bench clean
 
 $(VENV)/.done: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +41,10 @@ FOLDER = build/matrix
 test-matrix:
 	mkdir -p $(FOLDER)
 	.ci/matrix $(FOLDER) $(MATRIX)
+
+# Programs that found faults once; CASES=attack/16 runs one of them.
+cases: $(VENV)/.done
+	$(BIN)/python tests/cases.py $(CASES)
 
 check: $(VENV)/.done
 	$(BIN)/ruff check .
