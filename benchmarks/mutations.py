@@ -80,6 +80,7 @@ class Found:
 def copy_of_tree(module: str, folder: Path) -> Path:
     """Copy what git knows of into a folder, with mutmut's configuration; the real scenes are linked beside."""
     shutil.rmtree(folder, ignore_errors=True)
+    (folder / "mutants").mkdir(parents=True)  # a path that is not there when Python starts is never looked at again
     known = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
     )
