@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 import warnings
@@ -272,5 +273,6 @@ def _in_memory(target: Any) -> bool:
     from zarr.storage import MemoryStore
 
     if is_repository(target):
-        return "InMemory" in repr(target.storage)
+        # Nothing else tells: ObjectStorage(backend=InMemory… is Icechunk 1's, "type: in-memory" in a line is 2's.
+        return re.search(r"^(ObjectStorage\(backend=InMemory|type: in-memory$)", repr(target.storage), re.M) is not None
     return isinstance(target, MemoryStore | dict) or str(target).startswith("memory://")
