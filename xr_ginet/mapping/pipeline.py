@@ -89,10 +89,10 @@ def superresolve(
         Of the network's arithmetic and of its output. ``"mixed"`` is for CUDA devices, and what ``"auto"`` is there:
         float32 but for most convolutions, which have 16 bits; up to ten times as fast. On a real scene it differed from
         float64 by less than 1e-3, its RMS by less than 1e-4 (``benchmarks/gpu/measured.md``). ``"bfloat16"`` is for
-        processors, and what ``"auto"`` is on those that multiply such numbers faster, which is measured once: float32
-        but for the residual blocks. It changes RMSE by less than 0.1 % (``benchmarks/bfloat16.md``). Other processors
-        round alike, so that it does not matter which worker of a cluster has a block; with ``"float32"`` it does not
-        matter where the graph was built either.
+        processors, and what ``"auto"`` is on those whose instructions multiply such numbers faster (AMX; AMD's since
+        Zen 4): float32 but for the residual blocks. It changes RMSE by less than 0.1 % (``benchmarks/bfloat16.md``).
+        ``"auto"`` is decided where the graph is built, by what the machine is and always alike; a cluster's workers
+        compute what was decided.
     consistency : {"none", "exact"}
         ``"exact"``: at the end the mean of each 2 × 2 block is made to equal the 20 m pixel that it came from.
     self_ensemble : bool
