@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from uuid import uuid4
 import xarray as xr
 
 from . import growing
-from .encoding import Layout, StoredDtype, encoded, encoding_of
+from .encoding import Encoding, Layout, StoredDtype, encoded, encoding_of
 from .schedulers import workers_elsewhere
 from .transactions import is_repository, place_of, write_pixels
 
@@ -153,7 +153,7 @@ def _grow(
     target: Any,
     mode: Mode | None,
     resume: bool,
-    reflectance: Mapping[str, Any],
+    reflectance: Encoding,
     layout: Layout,
     progress: bool,
     tell: Callable[[growing.Outcome], None] | None,
