@@ -6,7 +6,7 @@ import re
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from uuid import uuid4
 import xarray as xr
 
 from . import growing
-from .encoding import Layout, StoredDtype, encoded, encoding_of
+from .encoding import Encoding, Layout, StoredDtype, encoded, encoding_of
 from .schedulers import workers_elsewhere
 from .transactions import is_repository, place_of, write_pixels
 
@@ -154,7 +154,7 @@ def _grow(
     target: Any,
     mode: Mode | None,
     resume: bool,
-    reflectance: Mapping[str, Any],
+    reflectance: Encoding,
     layout: Layout,
     progress: bool,
     tell: Callable[[growing.Outcome], None] | None,

@@ -22,7 +22,7 @@ from .bands import BANDS_10M, BANDS_20M, LAYERS, SCL, resolution_of
 from .grids import Grid, read_crs, transform_bounds
 from .items import BandAsset, Scene, read_item, solar_day
 from .layouts import describe
-from .radiometry import Stored, source_attrs
+from .radiometry import source_attrs
 from .reader import look, read_scenes
 from .search import DEFAULT_COLLECTION, find_items, is_searched
 
@@ -369,7 +369,7 @@ def _provenance(scenes: Sequence[Scene], catalog: Any, collection: str) -> dict[
     if isinstance(url, str):
         source["source_catalog"] = public_url(url)
         source["source_collection"] = collection
-    stored = source_attrs(Stored.of(a.radiometry) for s in scenes for name, a in s.bands.items() if name != SCL)
+    stored = source_attrs(a.radiometry.encoding for s in scenes for name, a in s.bands.items() if name != SCL)
     return source | stored | {"source_items": [scene.id for scene in scenes], "radiometry": "; ".join(decided)}
 
 

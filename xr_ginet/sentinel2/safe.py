@@ -24,7 +24,7 @@ import xarray as xr
 from .bands import BANDS_10M, BANDS_20M, bands_of
 from .grids import COARSE_DIMS, FINE_DIMS
 from .layouts import pair, place
-from .radiometry import OFFSET_BASELINE, Radiometry, Stored, source_attrs
+from .radiometry import OFFSET_BASELINE, Radiometry, source_attrs
 
 BAND_IDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
 """What the metadata's ``band_id`` counts."""
@@ -163,7 +163,7 @@ def open_safe(
         cube["SCL"].attrs = {"long_name": "scene classification"}
     reasons = "; ".join(sorted({meaning[name].reason for name in bands}))
     return place(cube, crs=cube.rio.crs).assign_attrs(
-        source_attrs(map(Stored.of, meaning.values())) | {"source_items": [product.name], "radiometry": reasons}
+        source_attrs(m.encoding for m in meaning.values()) | {"source_items": [product.name], "radiometry": reasons}
     )
 
 
