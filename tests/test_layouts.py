@@ -90,7 +90,7 @@ def test_a_stack_knows_its_bands_by_other_coordinates_and_by_descriptions() -> N
     described = stacked(coarse).drop_vars("band").assign_attrs(long_name=BANDS_20M)
     cube = xr_ginet.pair(by_common_name, described)
     assert_same_bands(cube, expected)
-    assert "platform" not in cube.coords
+    assert cube["platform"] == "sentinel-2a"
 
 
 def test_pair_reads_stackstac_whose_coordinates_are_corners_by_default() -> None:

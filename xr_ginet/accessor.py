@@ -58,6 +58,9 @@ class GINetAccessor:
         catalog: Catalog | None = None,
         collection: str = "sentinel-2-l2a",
         sign: Callable[[Any], Any] | None = None,
+        scale: float | None = None,
+        offset: float = 0.0,
+        nodata: float | None = 0,
     ) -> xr.Dataset:
         """Return all bands on the 10 m grid, lazily: see `xr_ginet.superresolve`."""
         return mapping.superresolve(
@@ -74,6 +77,9 @@ class GINetAccessor:
             catalog=catalog,
             collection=collection,
             sign=sign,
+            scale=scale,
+            offset=offset,
+            nodata=nodata,
         )
 
     def guide(

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from .paths import expanded
+
 app = typer.Typer(help="Sentinel-2 at 10 m in all bands.", no_args_is_help=True, pretty_exceptions_enable=False)
 
 EXPECTED = (ValueError, TypeError, KeyError, OSError, RuntimeError, ImportError)
@@ -182,7 +184,7 @@ def evaluate(
         if out and out.suffix not in evaluation.WRITERS:
             raise ValueError(f"--out {out}: must end in {', '.join(evaluation.WRITERS)}")
         if _is_store(cube) and not cube.startswith("http"):
-            ds = xr.open_zarr(cube, decode_coords="all")
+            ds = xr.open_zarr(expanded(cube), decode_coords="all")
         else:
             ds = open_stac(_items_of(cube), collection=collection, bbox=bbox, datetime=datetime)
         table = evaluation.evaluate(
@@ -190,7 +192,7 @@ def evaluate(
         )
         typer.echo(evaluation.to_markdown(table))
         if out:
-            out.write_text(evaluation.WRITERS[out.suffix](table) + "\n")
+            expanded(out).write_text(evaluation.WRITERS[out.suffix](table) + "\n")
 
 
 @app.command()
@@ -216,7 +218,7 @@ def _errors_as_messages() -> Iterator[None]:
 
 def _items_of(catalog: str) -> Any:
     """Return a URL as it is, and the items of a JSON file."""
-    path = Path(catalog)
+    path = Path(expanded(catalog))
     if "://" in catalog:
         return catalog
     if not path.is_file():
@@ -262,7 +264,9 @@ def _sizes(ds: Any) -> str:
 
 
 def _is_store(target: str) -> bool:
-    return "://" in target or any((Path(target) / name).exists() for name in ("zarr.json", ".zgroup", ".zmetadata"))
+    return "://" in target or any(
+        (Path(expanded(target)) / name).exists() for name in ("zarr.json", ".zgroup", ".zmetadata")
+    )
 
 
 def _describe_store(target: str) -> dict[str, Any]:
@@ -270,7 +274,7 @@ def _describe_store(target: str) -> dict[str, Any]:
 
     from .sentinel2.grids import Grid, read_crs
 
-    with xr.open_zarr(target, decode_coords="all") as ds:
+    with xr.open_zarr(expanded(target), decode_coords="all") as ds:
         crs = read_crs(ds)
         return {
             "sizes": dict(ds.sizes),

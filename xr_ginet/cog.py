@@ -19,6 +19,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from .encoding import FLOAT, StoredDtype, apply, encoding_of, is_reflectance, plain
+from .paths import expanded
 from .schedulers import compute_writes, current_client
 from .sentinel2.bands import BANDS
 from .sentinel2.grids import FINE_DIMS, read_crs
@@ -84,7 +85,7 @@ def to_cog(
     if crs is None:
         raise ValueError("the cube has no CRS, by which to place its pixels. Type ds.rio.write_crs('EPSG:…')")
     cube = place(ds[bands], crs=crs)
-    folder = Path(folder)
+    folder = Path(expanded(folder))
     wanted = [_File(folder / name, image, stored) for name, image, stored in _files(cube, stacked, reflectance)]
     there = [file.path for file in wanted if file.path.exists()]
     if there and not overwrite:

@@ -45,6 +45,7 @@ from string import Formatter
 from typing import Any, Literal
 
 from . import growing, tables
+from .paths import expanded
 from .sentinel2.addresses import without_secrets
 from .tables import build
 
@@ -111,11 +112,11 @@ class Job:
         for key in ("store", "report"):
             value = table.get(key)
             if isinstance(value, str) and "://" not in value:
-                table[key] = str(path.parent / value)
+                table[key] = str(path.parent / expanded(value))
         options = table.get("superresolve", {})
         for key in ("weights", "weights_60m"):
             if str(options.get(key, "")).endswith(".safetensors"):
-                options[key] = str(path.parent / options[key])
+                options[key] = str(path.parent / expanded(options[key]))
         job = build(cls, table, str(path))
         job._check(str(path))
         return job

@@ -21,6 +21,7 @@ import xarray as xr
 
 from .encoding import ESA, Encoding
 from .growing import CHECKSUM, status
+from .paths import expanded
 from .sentinel2.bands import BANDS
 from .sentinel2.grids import FINE_DIMS, Grid, read_crs
 from .store import to_zarr
@@ -65,6 +66,7 @@ def build_overviews(target: str | Path, *, levels: int | None = None) -> list[st
     """
     import zarr
 
+    target = expanded(target)
     parent, _, name = str(target).rstrip("/").rpartition("/")
     if not parent or parent.endswith(":/") or not name:
         raise ValueError(

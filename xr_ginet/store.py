@@ -16,6 +16,7 @@ import xarray as xr
 
 from . import growing
 from .encoding import Encoding, Layout, StoredDtype, encoded, encoding_of
+from .paths import expanded
 from .schedulers import workers_elsewhere
 from .transactions import is_repository, place_of, write_pixels
 
@@ -95,6 +96,7 @@ def to_zarr(
     growing.PartialFailure
         A RuntimeError too: if some of the dates could not be computed or written, after all others are complete.
     """
+    target = expanded(target)
     if mode not in (None, "w", "w-", "a"):
         raise ValueError(
             f"mode={mode!r}: must be 'w' to replace a store, 'a' to append dates, or 'w-' to refuse where there is one"

@@ -14,6 +14,7 @@ import dask
 import dask.array as da
 import xarray as xr
 
+from .paths import expanded
 from .schedulers import compute_writes
 
 MAIN, OURS = "main", "ginet-job"
@@ -135,7 +136,7 @@ def is_open(store: Any) -> bool:
 
 def readable(target: Any) -> Any:
     """Return what Zarr opens for reading: of a repository, the store of ``main``."""
-    return target.readonly_session(MAIN).store if is_repository(target) else target
+    return target.readonly_session(MAIN).store if is_repository(target) else expanded(target)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ..paths import expanded
 from .ginet import GINet, GINetConfig, kernel_size, prime_factors
 
 # Our names, as patterns, and the authors'. The clusters' perceptrons, which we hold side by side, are listed in
@@ -64,7 +65,7 @@ def from_authors(source: Mapping[str, Tensor] | str | Path, config: GINetConfig 
     ValueError
         If a tensor is missing, left over or of a wrong shape, or a pickle needs code to be read.
     """
-    state = dict(source) if isinstance(source, Mapping) else _read_state(Path(source))
+    state = dict(source) if isinstance(source, Mapping) else _read_state(Path(expanded(source)))
     if state and all(key.startswith("model.") for key in state):
         state = {key.removeprefix("model."): tensor for key, tensor in state.items()}
     inferred = _infer_config(state, config)

@@ -104,6 +104,7 @@ def pair(
     crs_fine, crs_coarse = read_crs(ds_10m), read_crs(ds_20m)
     if crs_fine and crs_coarse and crs_fine != crs_coarse:
         raise ValueError(f"ds_10m is in {crs_fine} and ds_20m in {crs_coarse}: load both in the same CRS")
+    fine, coarse = _without_conflicts(fine, coarse)
     bands = [*fine.data_vars.values(), *coarse.data_vars.values()]
     attrs = source_attrs(stored_as(band, scale=scale, offset=offset, nodata=nodata) for band in bands)
     fine, coarse = (
@@ -121,7 +122,8 @@ def unstack(cube: xr.Dataset | xr.DataArray, argument: str) -> xr.Dataset:
     """Return stacked bands as one variable each, under its ESA name where it has one; Datasets as they are.
 
     A band is known by its label or by any other coordinate along the bands (stackstac's ``common_name``), or by what
-    rioxarray makes of the descriptions in a GeoTIFF.
+    rioxarray makes of the descriptions in a GeoTIFF. Coordinates along the bands, such that place the cube, and such
+    of objects other than text are left out.
 
     Raises
     ------
@@ -142,14 +144,20 @@ def unstack(cube: xr.Dataset | xr.DataArray, argument: str) -> xr.Dataset:
             f"{argument} holds {', '.join(twice)} more than once along {dim!r}, whose labels are "
             f"{', '.join(map(str, cube[dim].values))}. Select one of each: {argument}.sel({dim}=[…])"
         )
-    kept = {*cube.dims, "time", "spatial_ref"}
-    bands = {name: cube.isel({dim: i}, drop=True) for i, name in enumerate(names)}
-    ds = xr.Dataset({name: band.drop_vars([c for c in band.coords if c not in kept]) for name, band in bands.items()})
+    alike = cube.drop_vars([name for name, coord in cube.coords.items() if not _is_of_all_bands(coord, dim)])
+    ds = xr.Dataset({name: alike.isel({dim: i}, drop=True) for i, name in enumerate(names)})
     for name in names:
         ds[name].attrs = {key: value for key, value in cube.attrs.items() if key in RADIOMETRIC_ATTRS}
-    ds.attrs = {k: v for k, v in cube.attrs.items() if k == "radiometry" or str(k).startswith(("source_", "ginet_"))}
+    ds.attrs = {key: v for key, v in lasting_attrs(cube.attrs).items() if key != "long_name"}  # rioxarray's, of bands
     crs = read_crs(cube)
     return ds.rio.write_crs(crs) if crs else ds
+
+
+def _is_of_all_bands(coord: xr.DataArray, dim: str) -> bool:
+    """Return whether a coordinate of stacked bands is one of the cube without them."""
+    if dim in coord.dims or coord.name in GRID_ATTRS:
+        return coord.name == dim
+    return coord.dtype != object or all(isinstance(value, str) for value in coord.values.ravel())
 
 
 def warn_of_offset(cube: xr.Dataset | xr.DataArray) -> None:
@@ -159,14 +167,29 @@ def warn_of_offset(cube: xr.Dataset | xr.DataArray) -> None:
     """
     bands = [cube] if isinstance(cube, xr.DataArray) else list(cube.data_vars.values())
     said = [coord.values.ravel() for name, coord in cube.coords.items() if str(name).endswith("boa_offset_applied")]
-    applied = any(value == 1 for values in said for value in values)  # NaN where an item says nothing
-    if applied and any(np.issubdtype(band.dtype, np.floating) for band in bands):
+    if not any(np.issubdtype(band.dtype, np.floating) for band in bands):
+        return
+    if not said and "spec" in cube.attrs and not _tells_properties(cube):
+        warnings.warn(
+            "stackstac made this cube of items whose properties are gone, as after a median: whether the offset of 0.1 "
+            "was taken from their pixels already, and by stackstac again (rescale=True, its default), cannot be told. "
+            "If they are Earth Search's 'sentinel-2-l2a', load digital numbers, with rescale=False, and type scale="
+            "1e-4 here, or load with xr_ginet.open_stac",
+            stacklevel=3,
+        )
+    if any(value == 1 for values in said for value in values):  # NaN where an item says nothing
         warnings.warn(
             "the items say that the offset of 0.1 was taken from their pixels already (boa_offset_applied); if they "
             "state it too, stackstac took it again (rescale=True, its default) and this cube is 0.1 too dark. Load "
             "digital numbers, with rescale=False, and type scale=1e-4 here, or load with xr_ginet.open_stac",
             stacklevel=3,
         )
+
+
+def _tells_properties(cube: xr.Dataset | xr.DataArray) -> bool:
+    """Return whether the properties of the items that stackstac has read are coordinates of a cube, of each time."""
+    of_assets = ("raster:", "eo:", "proj:", "file:")
+    return "time" in cube.coords and any(":" in str(c) and not str(c).startswith(of_assets) for c in cube.coords)
 
 
 def to_reflectance(
@@ -260,6 +283,22 @@ def _is_of_eopf(band: xr.DataArray) -> bool:
     return band.attrs.get("units") == "digital_counts"
 
 
+def scaled(ds: xr.Dataset, *, scale: float | None, offset: float, nodata: float | None) -> xr.Dataset:
+    """Return a cube whose bands, on any grid, are reflectance by `to_reflectance`; without a scale as it is."""
+    if scale is None and not nodata:
+        return ds
+    bands = [ds[name] for name in BANDS if name in ds]
+    attrs = source_attrs(stored_as(band, scale=scale, offset=offset, nodata=nodata) for band in bands)
+    to = partial(to_reflectance, scale=scale, offset=offset, nodata=nodata)
+    return ds.assign({band.name: to(band) for band in bands}).assign_attrs(attrs)
+
+
+def lasting_attrs(attrs: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return attributes without those of stored numbers and of grids, which no longer hold of new pixels."""
+    gone = RADIOMETRIC_ATTRS | GRID_ATTRS
+    return {key: v for key, v in attrs.items() if key not in gone and not str(key).startswith("STATISTICS_")}
+
+
 def describe(cube: xr.Dataset, *, crs: object | None) -> xr.Dataset:
     """Return the cube with the attributes of its bands, the two transforms and its CRS."""
     for name in BANDS:
@@ -338,6 +377,15 @@ def _at_centres(fine: xr.Dataset, coarse: xr.Dataset) -> tuple[xr.Dataset, xr.Da
     if b.dx != a.dx and np.allclose(found, expected, rtol=0, atol=TOLERANCE * abs(a.dx)):
         return shift(fine, 0.5), shift(coarse, 0.5)
     return fine, coarse
+
+
+def _without_conflicts(fine: xr.Dataset, coarse: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
+    """Return both parts without the coordinates, such as stackstac's ``gsd``, that differ between them."""
+    both = [
+        c for c in fine.coords if c in coarse.coords and not set(FINE_DIMS) & set(fine[c].dims) and c != "spatial_ref"
+    ]
+    differ = [c for c in both if fine[c].chunks is None and not fine[c].variable.equals(coarse[c].variable)]
+    return fine.drop_vars(differ), coarse.drop_vars(differ)
 
 
 def shift(ds: xr.Dataset, pixels: float) -> xr.Dataset:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from .bands import BANDS_20M, SCL, band_name
+from .bands import BANDS_20M, SCL, band_name, layer_name
 from .grids import FINE_DIMS, TOLERANCE, Grid, read_crs
-from .layouts import bands_on, classes_of, pair, shift, unstack, warn_of_offset
+from .layouts import bands_on, classes_of, pair, scaled, shift, unstack, warn_of_offset
 
 
 def to_native(
@@ -43,7 +43,7 @@ def to_native(
     -------
     Dataset
         Dims ``[time,] y, x`` and ``[time,] y_20m, x_20m``; the 20 m bands hold the native pixels, bit for bit, in
-        chunks of half the size; as lazy as the input.
+        chunks of half the size; as lazy as the input. Variables that are no bands are kept at 10 m.
 
     Warns
     -----
@@ -84,14 +84,25 @@ def to_native(
     native = repeated.isel(y=slice(None, None, 2), x=slice(None, None, 2)).assign_coords(centres)
     for name in native.data_vars:
         native[name] = native[name].copy(data=_native_pixels(repeated[name].data, str(name)))
-    return pair(fine, native, scale=scale, offset=offset, nodata=nodata)
+    two = pair(fine, native, scale=scale, offset=offset, nodata=nodata)
+    others = [
+        name for name in ds.data_vars if not layer_name(str(name)) and name not in (*two.variables, "spatial_ref")
+    ]
+    return two.assign({name: ds[name].isel(whole, missing_dims="ignore").variable for name in others})
 
 
-def two_grids(cube: xr.Dataset | xr.DataArray) -> xr.Dataset:
-    """Return a cube with its 20 m bands on their own grid, by `to_native` where all of them lie on the 10 m grid."""
+def two_grids(
+    cube: xr.Dataset | xr.DataArray, *, scale: float | None = None, offset: float = 0.0, nodata: float | None = 0
+) -> xr.Dataset:
+    """Return a cube with its 20 m bands on their own grid, by `to_native` where all of them lie on the 10 m grid.
+
+    Digital numbers are scaled as by `pair`.
+    """
     ds = unstack(cube, "cube")
     on_fine_grid = [set(FINE_DIMS) <= set(ds[v].dims) for v in ds.data_vars if band_name(str(v)) in BANDS_20M]
-    return to_native(cube) if on_fine_grid and all(on_fine_grid) else ds
+    if on_fine_grid and all(on_fine_grid):
+        return to_native(cube, scale=scale, offset=offset, nodata=nodata)
+    return scaled(ds, scale=scale, offset=offset, nodata=nodata)
 
 
 def _lattice_phase(grid: Grid, crs: Any) -> tuple[int, int, bool]:

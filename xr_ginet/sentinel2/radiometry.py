@@ -113,7 +113,7 @@ class Encoding:
         zero = -self.add_offset / self.scale_factor
         if abs(zero - round(zero)) < 1e-6:  # then both roundings but one are spared
             zero = round(zero)
-        values: NDArray = (numbers.astype(dtype) - dtype(zero)) * dtype(self.scale_factor)
+        values: NDArray = (numbers.astype(dtype) - np.asarray(zero, dtype)) * np.asarray(self.scale_factor, dtype)
         missing = numbers == SATURATED
         if self.nodata is not None:
             missing |= numbers == self.nodata

@@ -21,6 +21,7 @@ from xml.etree import ElementTree
 import numpy as np
 import xarray as xr
 
+from ..paths import expanded
 from .bands import BANDS_10M, BANDS_20M, bands_of
 from .grids import COARSE_DIMS, FINE_DIMS
 from .layouts import pair, place
@@ -54,7 +55,7 @@ class Product:
         ValueError
             If there is no Sentinel-2 product of level 1C or 2A, or more than one.
         """
-        path = Path(path).absolute()
+        path = Path(expanded(path)).absolute()
         if path.suffix == ".xml":
             path = path.parent
         if path.is_dir():

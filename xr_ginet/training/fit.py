@@ -34,6 +34,7 @@ except ImportError as error:
     raise ImportError("training needs Lightning: pip install 'xr-ginet[train]'") from error
 
 from ..network import Checkpoint, GINet, load_checkpoint, save_checkpoint
+from ..paths import expanded
 from .objective import relative_error
 from .patches import Patches, PatchOptions, Sample
 
@@ -407,6 +408,7 @@ def adapt(
         averaging=0.98,
         accelerator="cpu",
     )
+    path = expanded(path)
     if not Path(path).parent.is_dir():
         raise FileNotFoundError(f"no folder {Path(path).parent} to write the adapted weights to")
     fitted = fit(start.network(), Patches([ds], options), fitting, progress=progress)
