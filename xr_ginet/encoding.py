@@ -12,6 +12,7 @@ import xarray as xr
 from .sentinel2.bands import BANDS
 from .sentinel2.grids import FINE_DIMS, read_crs
 from .sentinel2.layouts import place
+from .sentinel2.provenance import loaded, of_all
 
 StoredDtype = Literal["float32", "uint16"]
 
@@ -45,19 +46,20 @@ def encoding_of(ds: xr.Dataset, dtype: StoredDtype, like: Literal["input"] | Non
         return DIGITAL_NUMBER if dtype == "uint16" else FLOAT
     if like != "input":
         raise ValueError(f"like={like!r}: must be 'input', or left out")
-    if "source_dtype" not in ds.attrs:
+    source = of_all(ds)
+    if "source_dtype" not in source:
         raise ValueError(
-            "like='input', but the cube's attributes (source_dtype, source_scale_factor, …) do not tell of one kind "
+            "like='input', but the cube (source_encoding, or source_dtype, …) does not tell of one kind "
             "of digital numbers that it was made from: it was reflectance already, or its items differ. Type "
             "dtype='uint16'"
         )
-    if np.dtype(ds.attrs["source_dtype"]).kind == "f":
+    if np.dtype(source["source_dtype"]).kind == "f":
         return FLOAT
     return {
-        "dtype": ds.attrs["source_dtype"],
-        "scale_factor": float(ds.attrs["source_scale_factor"]),
-        "add_offset": float(ds.attrs["source_add_offset"]),
-        "_FillValue": ds.attrs["source_nodata"],
+        "dtype": source["source_dtype"],
+        "scale_factor": float(source["source_scale_factor"]),
+        "add_offset": float(source["source_add_offset"]),
+        "_FillValue": source["source_nodata"],
     }
 
 
@@ -90,7 +92,7 @@ def encoded(
     ds = ds.unify_chunks()
     chunks = {str(dim): max(sizes) for dim, sizes in ds.chunksizes.items()}
     ragged = any(set(sizes[:-1]) - {chunks[str(dim)]} for dim, sizes in ds.chunksizes.items())
-    cube = place(ds.chunk(chunks) if ragged else ds, crs=read_crs(ds)).copy()
+    cube = loaded(place(ds.chunk(chunks) if ragged else ds, crs=read_crs(ds))).copy()
     encoding: dict[str, dict[str, Any]] = {}
     for name, variable in cube.variables.items():
         new: dict[str, Any] = {}

@@ -19,6 +19,7 @@ from ..sentinel2.catalog import complete
 from ..sentinel2.grids import FINE_DIMS, SIXTY, TWENTY, Bands, read_crs
 from ..sentinel2.layouts import band_attrs, place
 from ..sentinel2.native import two_grids
+from ..sentinel2.provenance import OF_A_DATE, loaded
 from ..sentinel2.search import DEFAULT_COLLECTION
 from .arrays import check_bands, check_cube, stack_bands
 from .classical import N_CLUSTERS, Bicubic, ClusterGuide, ClusterRegression, HighPassModulation, fit_clusters
@@ -187,7 +188,8 @@ def _with_sixty(
                 "resolution = 60, see xr_ginet.training.run, or leave weights_60m out"
             )
         sixty = _by_network(ds, checkpoint, depth if depth == "auto" else "exact", network)
-        told = {"ginet_method_60m": "network"} | {f"{k}_60m": sixty.attrs[k] for k in ("ginet_weights", SHA256)}
+        told = {f"{key}_60m": sixty.attrs[key] for key in ("ginet_weights", SHA256, "ginet_depth")}
+        told |= {"ginet_method_60m": "network"}
     both = result.assign({name: sixty[name] for name in SIXTY.coarse}).assign_attrs(told)
     return both[[name for name in BANDS if name in both]]
 
@@ -290,7 +292,7 @@ def _map_bands(
         cube[name] = first.copy(data=result[..., i, :, :]).drop_attrs().assign_attrs(band_attrs(name))
     for variable in cube.variables.values():
         variable.encoding = {}  # of the store that the cube was read from
-    inherited = {key: value for key, value in ds.attrs.items() if key.startswith("source_") or key == "radiometry"}
+    inherited = {key: value for key, value in ds.attrs.items() if key.startswith("source_") or key in OF_A_DATE}
     cube = cube[[name for name in BANDS if name in cube]].assign_attrs(
         inherited
         | {"title": "Sentinel-2, all bands at 10 m", "Conventions": "CF-1.10"}
@@ -302,7 +304,7 @@ def _map_bands(
             "ginet_version": __version__,
         }
     )
-    return place(cube, crs=read_crs(ds))
+    return loaded(place(cube, crs=read_crs(ds)))
 
 
 def guide(

@@ -13,6 +13,7 @@ import xarray as xr
 
 from .bands import BANDS, SCL, band_name, bands_of, layer_name
 from .grids import COARSE_DIMS, DIMS, FINE_DIMS, TOLERANCE, Grid, check_nesting, read_crs
+from .provenance import OF_A_DATE, of_dates
 from .radiometry import SATURATED, Stored, source_attrs
 
 RADIOMETRIC_ATTRS = ("scale_factor", "add_offset", "_FillValue", "fill_value", "scale", "offset", "nodata", "units")
@@ -90,7 +91,7 @@ def pair(
         coarse[SCL] = classes.variable
     coarse = coarse.rename(dict(zip(FINE_DIMS, COARSE_DIMS, strict=True)))
     cube = xr.merge([fine, coarse], combine_attrs="drop_conflicts", compat="override", join="override")
-    return describe(cube, crs=crs_fine or crs_coarse).assign_attrs(attrs)
+    return of_dates(describe(cube, crs=crs_fine or crs_coarse), [attrs] * cube.sizes.get("time", 1) if attrs else [])
 
 
 def unstack(cube: xr.Dataset | xr.DataArray, argument: str) -> xr.Dataset:
@@ -118,7 +119,7 @@ def unstack(cube: xr.Dataset | xr.DataArray, argument: str) -> xr.Dataset:
             f"{argument} holds {', '.join(twice)} more than once along {dim!r}, whose labels are "
             f"{', '.join(map(str, cube[dim].values))}. Select one of each: {argument}.sel({dim}=[…])"
         )
-    kept = {*cube.dims, "time", "spatial_ref"}
+    kept = {*cube.dims, "time", "spatial_ref", *OF_A_DATE}
     bands = {name: cube.isel({dim: i}, drop=True) for i, name in enumerate(names)}
     ds = xr.Dataset({name: band.drop_vars([c for c in band.coords if c not in kept]) for name, band in bands.items()})
     for name in names:
