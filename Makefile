@@ -6,13 +6,16 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-slow check bench clean
+# REQUIREMENTS: a file of pinned dependencies, in the place of the newest that there are.
+REQUIREMENTS ?=
+
+.PHONY: demo test test-slow test-some test-matrix cases check bench clean
 
 $(VENV)/.done: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	$(BIN)/python -m pip install --quiet $(if $(REQUIREMENTS),--requirement $(REQUIREMENTS)) --editable ".[test]"
 	touch $@
 
 demo: $(VENV)/.done
@@ -23,6 +26,25 @@ test: $(VENV)/.done
 
 test-slow: $(VENV)/.done
 	$(BIN)/python -m pytest -m slow
+
+# What dependencies are most likely to break: importing, mapping, stores, growing cubes, layouts, catalogues.
+SOME = architecture sentinel2 mapping store growing object_stores overviews layouts catalogues cog
+
+test-some: $(VENV)/.done
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist worksteal $(SOME:%=tests/test_%.py)
+
+# The same on other Pythons with the newest dependencies, and with the lowest that pyproject.toml allows (see .ci/matrix).
+# A Python whose torch is a CUDA build takes 7 GB for a while, in FOLDER.
+MATRIX = 3.11 3.12 3.13 3.14 lowest
+FOLDER = build/matrix
+
+test-matrix:
+	mkdir -p $(FOLDER)
+	.ci/matrix $(FOLDER) $(MATRIX)
+
+# Programs that found faults once; CASES=attack/16 runs one of them.
+cases: $(VENV)/.done
+	$(BIN)/python tests/cases.py $(CASES)
 
 check: $(VENV)/.done
 	$(BIN)/ruff check .

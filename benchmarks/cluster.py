@@ -52,12 +52,14 @@ def cube_of(side: int, chunk: int, n_times: int) -> xr.Dataset:
 
 
 def first_chunk(store: Path, ended: threading.Event) -> float | None:
-    """Return when the first pixels of a super-resolved band are in a store, or None if a computation ended before."""
-    while not ended.is_set():
+    """Return when the first pixels of a super-resolved band are in a store, or None if a computation ended without."""
+    while True:
+        last = ended.is_set()  # before the look, so that it is not missed by a thread that waits for its turn
         if any(store.glob("B05/c/0/*/*")):
             return time.monotonic()
+        if last:
+            return None
         time.sleep(0.02)
-    return None
 
 
 def seconds_per_block(weights: str, chunk: int) -> float:

@@ -35,7 +35,7 @@ def main(folder: Path, size: int = 1024) -> None:
     )
     with (
         serve([item], folder / "cogs") as url,
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
         Client(cluster),
     ):
         ds = xr_ginet.open_stac(url, datetime="2024-06", chunks=512)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import rasterio
 import rioxarray  # noqa: F401 - registers .rio
 import torch
 import xarray as xr
+from hypothesis import HealthCheck, settings
 
 import xr_ginet
 from xr_ginet.network import Checkpoint, GINet, GINetConfig, available_weights, load_checkpoint, save_checkpoint
@@ -32,6 +34,20 @@ torch.set_num_threads(1)
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # the kernels for GPUs, interpreted
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the notebooks' kernels
+
+# Hypothesis has limits of time, which a busy machine exceeds: 0.2 s per example, and a second until there are some.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _dashboard_port_is_taken() -> Iterator[None]:
+    """Hold the port of Dask's dashboard: a test that needs it then fails always, not only beside another cluster."""
+    with socket.socket() as holder:
+        with suppress(OSError):  # somebody else holds it already
+            holder.bind(("127.0.0.1", 8787))
+            holder.listen()
+        yield
 
 
 @contextmanager

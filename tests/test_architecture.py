@@ -6,14 +6,18 @@ import ast
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import needs_cuda
+from distributed import LocalCluster
 
 import xr_ginet
 from xr_ginet.mapping.predictor import Predictor, block_memory
@@ -84,6 +88,50 @@ def test_a_module_imports_only_from_the_rooms_below_it(path: Path) -> None:
     assert top_imports(path) <= MAY_IMPORT[room]
 
 
+def distributions(folder: Path) -> dict[str, set[str]]:
+    """Return the third-party modules that a folder's files import anywhere, and what may be installed for each."""
+    nodes = [node for path in folder.rglob("*.py") for node in ast.walk(ast.parse(path.read_text()))]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+    known = packages_distributions()
+    found = {name: known.get(name, []) for name in {n.partition(".")[0] for n in names} - sys.stdlib_module_names}
+    return {name: {canonical(one) for one in names} for name, names in found.items()}
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def declared(*extras: str) -> set[str]:
+    """Return the names of what pyproject.toml asks for, with those of some extras."""
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    asked = [*project["dependencies"], *(one for extra in extras for one in project["optional-dependencies"][extra])]
+    assert all(re.fullmatch(r"[\w.-]+(\[.+\])?|[^<]+>=[\d.]+[^<]*", one) for one in asked)  # floors, and no caps
+    return {canonical(re.match(r"[\w.-]+", one)[0]) for one in asked}
+
+
+@pytest.mark.parametrize(
+    ("folder", "extras", "optional"),
+    [
+        # Triton comes with torch where it works; who has an Icechunk repository has Icechunk.
+        ("xr_ginet", ("distributed", "train"), {"triton", "icechunk"}),
+        ("tests", ("distributed", "train", "demo", "test"), set()),
+        ("examples", ("distributed", "demo"), set()),
+        ("benchmarks", ("distributed", "train", "demo", "test"), {"atheris", "tensorflow"}),  # a fuzzer; a peer's
+    ],
+)
+def test_what_is_imported_is_declared(folder: str, extras: tuple[str, ...], optional: set[str]) -> None:
+    root = PACKAGE.parent
+    local = {path.stem for name in ("tests", "benchmarks", "examples") for path in (root / name).rglob("*.py")}
+    asked = declared(*extras)
+    missing = {
+        name
+        for name, candidates in distributions(root / folder).items()
+        if name not in local | optional | {"xr_ginet"} and not candidates & asked
+    }
+    assert not missing
+
+
 def test_nothing_imports_the_accessor_or_the_cli() -> None:
     for path in PACKAGE.rglob("*.py"):
         imports = {n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom) and n.level}
@@ -92,15 +140,11 @@ def test_nothing_imports_the_accessor_or_the_cli() -> None:
         assert "accessor" not in names or path.name == "__init__.py"
 
 
-def test_importing_is_quick_and_loads_nothing_heavy() -> None:
-    code = (
-        "import sys, time, xarray, dask.array; start = time.perf_counter(); import xr_ginet; "
-        "print(time.perf_counter() - start); print(*{m.split('.')[0] for m in sys.modules})"
-    )
+def test_importing_loads_nothing_heavy() -> None:
+    code = "import sys, xr_ginet; print(*{name.partition('.')[0] for name in sys.modules})"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    seconds, modules = output.splitlines()
-    assert not NEVER_LOADED & set(modules.split())
-    assert float(seconds) < 1
+    assert "xr_ginet" in output
+    assert not NEVER_LOADED & set(output.split())
 
 
 MEASURE = r"""
@@ -183,6 +227,7 @@ from xr_ginet.mapping import heap, predictor
 from xr_ginet.network import load_checkpoint
 
 torch.set_num_threads(1)
+heap.IDLE_SECONDS = 3600  # on a busy machine a second may pass between two blocks
 if sys.argv[1] == "default":
     heap.glibc = lambda: None
 run = predictor.Predictor.of(load_checkpoint(sys.argv[2]))
@@ -243,3 +288,22 @@ def test_notebooks_are_stored_without_outputs(path: Path) -> None:
     cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
     assert cells
     assert not any(cell["outputs"] or cell["execution_count"] for cell in cells)
+
+
+CLOCK = re.compile(r"\b(perf_counter|monotonic|process_time|timeit|time\.time|datetime\.now|utcnow)(_ns)?\(")
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parent.glob("*test*.py")), ids=lambda p: p.stem)
+def test_no_test_looks_at_a_clock(path: Path) -> None:
+    # What a busy machine makes slow must fail no test. Benchmarks take times; their tests check what they count.
+    assert not CLOCK.search(path.read_text())
+
+
+def test_a_clock_would_be_found() -> None:
+    assert CLOCK.search("began = time.mono" + "tonic()")
+
+
+@pytest.mark.parametrize("option", [{}, {"dashboard_address": None}, {"dashboard_address": ":8787"}], ids=str)
+def test_a_cluster_that_needs_the_port_of_the_dashboard_fails(option: dict) -> None:
+    with pytest.raises(RuntimeError, match="Port 8787 is already in use"):  # held by conftest.py
+        LocalCluster(n_workers=0, processes=False, **option)

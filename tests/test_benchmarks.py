@@ -1,9 +1,14 @@
-"""A tiny run of each benchmark, so that they do not rot."""
+"""A tiny run of each benchmark, so that they do not rot.
+
+What they count is checked (tasks, pixels, errors, bytes), and that what they time is a number, whichever: a machine
+that is busy with something else must not fail a test.
+"""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +46,9 @@ from xr_ginet.training import degradation
 from xr_ginet.training.metrics import rmse
 from xr_ginet.training.run import Run
 
+TIMED = re.compile(r"-?\d+(\.\d+)?%?")
+"""A time, a rate or a share of them: its value is the machine's."""
+
 GPU_KIT = Path(attention.__file__).parent / "gpu"
 
 
@@ -52,13 +60,22 @@ def gpu_kit(name: str) -> ModuleType:
     return module
 
 
+def rows_of(page: Path) -> list[list[str]]:
+    """Return the cells of all tables of a page, row by row, with their headers."""
+    return [line.strip("| ").split(" | ") for line in page.read_text().splitlines() if line.startswith("| ")]
+
+
 def test_attention_benchmark_writes_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xr_ginet.network.bfloat16, "is_faster", lambda: True)
     attention.main(["--size", "48", "--runs", "1", "--out", str(tmp_path / "results.md")])
-    rows = [line.split(" | ") for line in (tmp_path / "results.md").read_text().splitlines()[-4:]]
-    cases = ["| attention", "| attention in torch", "| compact network", "| compact network, bfloat16"]
-    assert [row[0] for row in rows] == cases
-    assert float(rows[2][3]) > 1
+    rows = rows_of(tmp_path / "results.md")[1:]
+    assert [row[0] for row in rows] == [
+        "attention",
+        "attention in torch",
+        "compact network",
+        "compact network, bfloat16",
+    ]
+    assert all(TIMED.fullmatch(cell) for row in rows for cell in row[1:])
 
 
 @needs_shared
@@ -124,13 +141,17 @@ def test_gpu_kit_trains_in_pieces_with_torch_and_numpy_alone(tmp_path: Path) -> 
     bare = "import sys, runpy; sys.modules |= dict.fromkeys(('xarray', 'dask', 'scipy', 'safetensors')); "
     bare += "sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
     command = [sys.executable, "-c", bare, str(GPU_KIT / "train.py"), "--data", str(data), "--state", str(state)]
-    command += ["--minutes", "0.02", "--total-minutes", "1", "--features", "4", "--stages", "1", "--batch", "2"]
-    first, second = (
-        json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
-        for _ in range(2)
-    )
+    command += ["--minutes", "0.02", "--total-minutes", "300", "--features", "4", "--stages", "1", "--batch", "2"]
+
+    def piece() -> dict:
+        return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+
+    first = piece()
+    told = torch.load(state, weights_only=True)
+    torch.save(told | {"elapsed": told["elapsed"] + 7200}, state)  # as if it had taken two hours
+    second = piece()
     assert 0 < first["step"] < second["step"]
-    assert second["elapsed"] > first["elapsed"] + 1
+    assert second["elapsed"] >= first["elapsed"] + 7200
     gpu_kit("convert").convert(state, tmp_path / "ginet.safetensors")
     card = load_checkpoint(tmp_path / "ginet.safetensors").card
     assert card["steps"] == second["step"]
@@ -202,12 +223,12 @@ def test_cluster_benchmark_writes_its_table(tmp_path: Path) -> None:
     command += ["--simulated", "1", "--simulated-side", "64"]
     command += ["--schedulers", "threads", "--schedulers-side", "64"]
     cluster.main([*command, "--blocks", "16", "--out", str(tmp_path / "cluster.md")])
-    lines = [line.split(" | ") for line in (tmp_path / "cluster.md").read_text().splitlines() if line.startswith("| ")]
-    assert [line[0] for line in lines[2:4]] == ["| 1", "| 1, simulated"]
-    assert lines[-1][0] == "| threads"
-    assert float(lines[-1][1]) > 0 < float(lines[-1][2].strip(" |"))
-    assert lines[2][2] == "1.00"
-    assert 0 < float(lines[3][2]) < 1
+    rows = rows_of(tmp_path / "cluster.md")
+    assert [row[0] for row in rows[2:4]] == ["1", "1, simulated"]
+    assert rows[2][2] == "1.00"  # relative to itself
+    assert rows[-1][0] == "threads"
+    assert float(rows[-1][2]) > 0  # memory
+    assert all(TIMED.fullmatch(cell) for row in (*rows[2:4], rows[-1]) for cell in row[1:])
 
 
 def test_faults_benchmark_finds_every_complete_date_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,11 +241,11 @@ def test_faults_benchmark_finds_every_complete_date_right(tmp_path: Path, monkey
 def test_pipeline_benchmark_writes_its_tables(tmp_path: Path) -> None:
     command = ["--side", "192", "--chunk", "96", "--dates", "1", "3", "--weights", "ginet-xs"]
     pipeline.main([*command, "--out", str(tmp_path / "pipeline.md")])
-    lines = [line.split(" | ") for line in (tmp_path / "pipeline.md").read_text().splitlines() if line.startswith("| ")]
-    assert [row[1] for row in lines[2:4]] == ["4", "12"]
-    assert lines[2][5] == lines[3][5]  # tasks per block
-    assert all(float(line[3]) < float(line[2]) for line in lines[-2:])
-    assert all(0 <= float(line[5].rstrip("%")) < 100 for line in lines[-2:])  # of seconds before they are rounded
+    rows = rows_of(tmp_path / "pipeline.md")
+    assert [row[1] for row in rows[2:4]] == ["4", "12"]
+    assert rows[2][5] == rows[3][5]  # tasks per block
+    assert [row[0] for row in rows[-2:]] == ["ginet-xs"] * 2
+    assert all(TIMED.fullmatch(cell) for row in rows[-2:] for cell in row[2:])
 
 
 def test_training_benchmark_writes_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,10 +255,17 @@ def test_training_benchmark_writes_its_table(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(training, "in_fresh_process", here)
     command = ["--weights", "ginet-xs", "--precisions", "32-true", "--steps", "2", "--rounds", "1", "--side", "96"]
     training.main([*command, "--chunk", "96", "--out", str(tmp_path / "training.md")])
-    row = (tmp_path / "training.md").read_text().splitlines()[-1].strip("| ").split(" | ")
+    row = rows_of(tmp_path / "training.md")[-1]
     assert row[:2] == ["ginet-xs", "32-true"]
-    assert float(row[4]) == pytest.approx(float(row[3]) / float(row[2]), rel=0.05)
-    assert 0 <= float(row[5].rstrip("%")) < 100
+    assert all(TIMED.fullmatch(cell) for cell in row[2:])
+
+
+def test_training_benchmark_tells_the_best_of_its_rounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [{"torch": 0.5, "compiled": 0.125}, {"torch": 0.25, "compiled": 0.2}]
+    taken = iter(seconds for once in found for seconds in once.values())
+    monkeypatch.setattr(training, "in_fresh_process", lambda *_: {"seconds": next(taken), "waits": 0.015})
+    row = training.row("ginet-xs", "32-true", Path(), steps=2, rounds=2)
+    assert row == ["ginet-xs", "32-true", "4.00", "8.00", "2.00", "1.5%"]
 
 
 def test_noise_is_found_beside_edges() -> None:
@@ -290,10 +318,10 @@ def test_throughput_benchmark_writes_its_table(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(throughput, "is_faster", lambda: True)
     tiny = ["--weights", "ginet-xs", "--sides", "64", "--threads", "1", "--rounds", "1"]
     throughput.main([*tiny, "--out", str(tmp_path / "throughput.md")])
-    lines = (tmp_path / "throughput.md").read_text().splitlines()
-    plain, rounded, double = (line.split(" | ") for line in lines[lines.index("| --- " * 8 + "|") + 1 :][:3])
-    assert [plain[1], rounded[1], double[1]] == ["float32", "bfloat16", "float64"]
-    assert all(0 < float(cell.rstrip(" |%")) < 150 for cell in plain[6:])
+    rows = rows_of(tmp_path / "throughput.md")
+    assert [row[1] for row in rows[2:5]] == ["float32", "bfloat16", "float64"]
+    assert rows[-1][:2] == ["ginet-xs", "64"]
+    assert all(TIMED.fullmatch(cell) for row in (*rows[2:5], rows[-1]) for cell in row[2:])
 
 
 @needs_shared

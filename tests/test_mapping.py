@@ -223,7 +223,9 @@ def test_exact_depth_is_the_receptive_radius(checkpoint: Checkpoint) -> None:
 
 
 @given(seed=st.integers(0, 10_000), share=st.sampled_from([0.001, 0.05, 0.6]), side=st.integers(1, 20))
-@settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 def test_missing_pixels_stay_where_they_are_for_any_chunks(
     checkpoint: Checkpoint, seed: int, share: float, side: int
 ) -> None:

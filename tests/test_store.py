@@ -259,7 +259,7 @@ def test_memory_of_this_process_is_refused_where_others_compute(cube: xr.Dataset
     distributed = pytest.importorskip("distributed")
     small = cube.isel(y=slice(0, 8), x=slice(0, 8))
     store = zarr.storage.MemoryStore()
-    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=":0") as cluster:
         with distributed.Client(cluster), pytest.raises(ValueError, match="lies in this process's memory"):
             small.ginet.to_zarr(store)
     small.ginet.to_zarr(store)

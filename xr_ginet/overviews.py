@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from .encoding import DIGITAL_NUMBER
+from .encoding import ESA, Encoding
 from .growing import CHECKSUM, status
+from .sentinel2.bands import BANDS
 from .sentinel2.grids import FINE_DIMS, Grid, read_crs
 from .store import to_zarr
 
@@ -115,7 +116,8 @@ def _coarser(grid: Grid) -> Grid:
 def _build(finer: str, coarser: str) -> None:
     """Write one level from the one before it: all of it, or those dates that it lacks."""
     with _open(finer) as cube:
-        first = next(v for v in cube.data_vars.values() if set(FINE_DIMS) <= set(v.dims))
+        images = {name: v for name, v in cube.data_vars.items() if set(FINE_DIMS) <= set(v.dims)}
+        first = next((v for name, v in images.items() if name in BANDS), next(iter(images.values())))
         stored = first.encoding
         options = _options_of(stored)
         outer = stored.get("shards") or stored["chunks"]
@@ -141,8 +143,7 @@ def _options_of(stored: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of `to_zarr` by which a variable was encoded as it is."""
     if np.dtype(stored["dtype"]).kind == "f":
         return {"dtype": "float32"}
-    ours = all(stored[key] == DIGITAL_NUMBER[key] for key in ("dtype", "scale_factor", "add_offset"))
-    return {"dtype": "uint16"} if ours else {"like": "input"}
+    return {"dtype": "uint16"} if Encoding.from_attrs(stored) == ESA else {"like": "input"}
 
 
 def _made_from(store: str, level: xr.Dataset) -> np.ndarray:

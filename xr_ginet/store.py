@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from uuid import uuid4
 import xarray as xr
 
 from . import growing
-from .encoding import Layout, StoredDtype, encoded, encoding_of
+from .encoding import Encoding, Layout, StoredDtype, encoded, encoding_of
 from .schedulers import workers_elsewhere
 from .transactions import is_repository, place_of, write_pixels
 
@@ -153,7 +154,7 @@ def _grow(
     target: Any,
     mode: Mode | None,
     resume: bool,
-    reflectance: Mapping[str, Any],
+    reflectance: Encoding,
     layout: Layout,
     progress: bool,
     tell: Callable[[growing.Outcome], None] | None,
@@ -272,5 +273,6 @@ def _in_memory(target: Any) -> bool:
     from zarr.storage import MemoryStore
 
     if is_repository(target):
-        return "InMemory" in repr(target.storage)
+        # Nothing else tells: ObjectStorage(backend=InMemory… is Icechunk 1's, "type: in-memory" in a line is 2's.
+        return re.search(r"^(ObjectStorage\(backend=InMemory|type: in-memory$)", repr(target.storage), re.M) is not None
     return isinstance(target, MemoryStore | dict) or str(target).startswith("memory://")

@@ -23,7 +23,7 @@ from .grids import Grid, read_crs, transform_bounds
 from .items import BandAsset, Scene, read_item, solar_day
 from .layouts import describe
 from .provenance import ITEMS, MASK, REASONS, STORED, VERSIONS, known, of_dates
-from .radiometry import Stored, source_attrs
+from .radiometry import source_attrs
 from .reader import look, read_scenes
 from .search import DEFAULT_COLLECTION, find_items, is_searched
 from .times import times_of
@@ -372,7 +372,7 @@ def _of_date(scenes: Sequence[Scene], had: Mapping[str, Any] | None = None) -> d
         if len(reasons) == 1
         else [f"{r} ({n} of {len(scenes)} items)" for r, n in sorted(reasons.items())]
     )
-    stored = source_attrs(Stored.of(a.radiometry) for s in scenes for name, a in s.bands.items() if name != SCL)
+    stored = source_attrs(a.radiometry.encoding for s in scenes for name, a in s.bands.items() if name != SCL)
     before = {key: value for key, value in (had or {}).items() if key not in STORED}
     if before.get(ITEMS) and {key: (had or {}).get(key) for key in stored} != stored:
         stored = {}  # other digital numbers than what was there

@@ -7,16 +7,40 @@ bands with ``([time,] y_20m, x_20m)``, float reflectance, coordinates at pixel c
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from .bands import BANDS, SCL, band_name, bands_of, layer_name
 from .grids import COARSE_DIMS, DIMS, FINE_DIMS, TOLERANCE, Grid, check_nesting, read_crs
 from .provenance import OF_A_DATE, of_dates
-from .radiometry import SATURATED, Stored, source_attrs
+from .radiometry import (
+    DARKEST,
+    ESA,
+    IMPOSSIBLE,
+    Encoding,
+    check_reflectance,
+    decode_if_numbers,
+    decode_numbers,
+    source_attrs,
+    without_missing,
+)
 
-RADIOMETRIC_ATTRS = ("scale_factor", "add_offset", "_FillValue", "fill_value", "scale", "offset", "nodata", "units")
+RADIOMETRIC_ATTRS = frozenset(
+    "scale_factor add_offset _FillValue fill_value missing_value scale offset nodata nodatavals scales offsets "
+    "units dtype valid_min valid_max valid_range actual_range _eopf_attrs".split()
+)
+"""Attributes that tell how a band's numbers were stored: of its reflectance they no longer hold."""
+FILL_ATTRS = ("_FillValue", "missing_value", "nodata")
+GRID_ATTRS = frozenset(
+    "spec crs transform resolution res gsd is_tiled grid_mapping proj:bbox proj:code proj:epsg proj:shape "
+    "proj:transform proj:wkt2".split()
+)
+"""Attributes that place a cube, which its coordinates do; `stackstac`'s, rioxarray's and EOPF's."""
 BAND_DIMS = ("band", "bands", "variable")
 """What the dimension of stacked bands is called: by stackstac and rioxarray, by openEO, by `Dataset.to_dataarray`."""
 
@@ -152,24 +176,46 @@ def to_reflectance(
     """Return a band as float reflectance, lazily where it is lazy.
 
     Digital numbers are scaled by ``scale`` and ``offset``, or by the attributes ``scale_factor`` and ``add_offset``. A
-    band that xarray has decoded, which its encoding tells, is not scaled again.
+    band that xarray has decoded, which its encoding tells, is not scaled again, nor are floats that state a scale and
+    whose pixels are reflectance already.
     """
     stored = stored_as(band, scale=scale, offset=offset, nodata=nodata)
+    name = str(band.name)
+    fills = {band.attrs[key] for key in FILL_ATTRS if np.isscalar(band.attrs.get(key))}
     if stored is None:
-        return band
-    if _was_decoded(band):
-        return _mask_decoded(band, stored)
+        # A fill value that could be reflectance is that of the digital numbers, since scaled.
+        fills = {fill for fill in {*fills, nodata or 0} if not DARKEST < float(fill) < IMPOSSIBLE}
+        result = _apply(band, partial(without_missing, encoding=ESA)) if _is_of_eopf(band) else band
+    elif _was_decoded(band):
+        fills = set()
+        # EOPF products in Zarr 3 call nodata ``fill_value``, which xarray does not read: 0 is decoded to -0.1.
+        result = _apply(band, partial(without_missing, encoding=stored))
+    elif not np.issubdtype(band.dtype, np.floating):
+        result = _apply(band, stored.decode)
+    else:
+        decode = decode_if_numbers if scale is None else decode_numbers
+        result = _apply(band, partial(decode, encoding=stored, band=name))
+    for fill in fills - {stored.nodata if stored else None}:
+        result = result.where(band != fill)
+    if result.dtype == np.float16:
+        result = result.astype("float32")
+    if isinstance(result.data, np.ndarray):
+        check_reflectance(result.data, name)
+    result = result.copy(deep=False)
+    result.attrs = {key: value for key, value in band.attrs.items() if key not in RADIOMETRIC_ATTRS}
+    return result
+
+
+def _apply(band: xr.DataArray, function: Callable[[NDArray], NDArray]) -> xr.DataArray:
+    """Return a function of a band's blocks; float64 of float64, else float32."""
     dtype = band.dtype if band.dtype == np.float64 else np.dtype("float32")
-    result = band.astype(dtype) * dtype.type(stored.scale_factor) + dtype.type(stored.add_offset)
-    valid = band != SATURATED
-    if stored.nodata is not None:
-        valid &= band != stored.nodata
-    return result.where(valid).assign_attrs({k: v for k, v in band.attrs.items() if k not in RADIOMETRIC_ATTRS})
+    result = xr.apply_ufunc(function, band, dask="parallelized", output_dtypes=[dtype])
+    return result if result.dtype == dtype else result.astype(dtype)
 
 
 def stored_as(
     band: xr.DataArray, *, scale: float | None = None, offset: float = 0.0, nodata: float | None = 0
-) -> Stored | None:
+) -> Encoding | None:
     """Return how a band's digital numbers are stored, or were before xarray decoded them; None of reflectance.
 
     Raises
@@ -177,34 +223,42 @@ def stored_as(
     ValueError
         If a decoded band is given a scale, or integers have none.
     """
+    said: Mapping[str, Any] = {}
     if _was_decoded(band):
         if scale is not None:
             raise ValueError(
                 f"{band.name} was scaled already, by {band.encoding['scale_factor']:g} when xarray opened it; scale="
                 f"{scale:g} would do it twice. Leave scale and offset out, or open with mask_and_scale=False"
             )
-        said = band.encoding
-        dtype = str(np.dtype(said.get("dtype", "uint16")))
+        said = {"dtype": "uint16"} | band.encoding
+    elif scale is not None:
+        return Encoding(band.dtype.name, scale, offset, nodata)
     else:
         # GDAL says of any raster that its scale is 1: of digital numbers that tells nothing.
-        said = band.attrs if scale is None and band.attrs.get("scale_factor", 1) != 1 else {}
-        dtype = str(band.dtype)
+        of_eopf = band.attrs.get("_eopf_attrs")
+        places = (band.attrs, of_eopf if isinstance(of_eopf, Mapping) else {})
+        said = next((place for place in places if place.get("scale_factor", 1) != 1), {})
     if said:
-        scale, offset = float(said["scale_factor"]), float(said.get("add_offset", 0.0))
-        nodata = said.get("_FillValue", band.attrs.get("fill_value", nodata))
-    if scale is None:
-        if np.issubdtype(band.dtype, np.floating):
-            return None
-        raise ValueError(
-            f"{band.name} is {band.dtype}: digital numbers, and no attribute scale_factor says what they mean. Type "
-            "scale=1e-4 (and offset=-0.1 where the product of baseline 04.00 or later kept its offset), or load it "
-            "with xr_ginet.open_stac, which reads both from the catalogue"
-        )
-    return Stored(dtype, scale, offset, None if nodata is None else float(nodata))
+        fill = next((said[key] for key in ("_FillValue", "fill_value") if key in said), nodata)
+        fill = band.attrs.get("fill_value", fill) if "_FillValue" not in said else fill
+        dtype = said["dtype"] if _was_decoded(band) else band.dtype
+        return Encoding(np.dtype(dtype).name, said["scale_factor"], said.get("add_offset", 0.0), fill)
+    if np.issubdtype(band.dtype, np.floating):
+        return None
+    raise ValueError(
+        f"{band.name} is {band.dtype}: digital numbers, and no attribute scale_factor says what they mean. Type "
+        "scale=1e-4 (and offset=-0.1 where the product of baseline 04.00 or later kept its offset), or load it "
+        "with xr_ginet.open_stac, which reads both from the catalogue"
+    )
 
 
 def _was_decoded(band: xr.DataArray) -> bool:
     return bool(np.issubdtype(band.dtype, np.floating)) and band.encoding.get("scale_factor", 1) != 1
+
+
+def _is_of_eopf(band: xr.DataArray) -> bool:
+    """Return whether floats that state no scale are of an EOPF product: xarray decoded them, and a cast lost how."""
+    return band.attrs.get("units") == "digital_counts"
 
 
 def describe(cube: xr.Dataset, *, crs: object | None) -> xr.Dataset:
@@ -257,18 +311,6 @@ def band_attrs(name: str) -> dict[str, object]:
         "wavelength_units": "nm",
         "native_resolution": band.resolution,
     }
-
-
-def _mask_decoded(band: xr.DataArray, stored: Stored) -> xr.DataArray:
-    """Return a decoded band without what saturated became, and nodata where its store did not tell xarray of it.
-
-    EOPF products in Zarr 3 call it ``fill_value``, which xarray does not read: 0 is decoded to -0.1.
-    """
-    for number in (SATURATED, None if "_FillValue" in band.encoding else stored.nodata):
-        if number is not None:
-            decoded = number * stored.scale_factor + stored.add_offset
-            band = band.where(abs(band - decoded) >= abs(stored.scale_factor) / 2)
-    return band
 
 
 def classes_of(ds: xr.Dataset) -> xr.DataArray | None:

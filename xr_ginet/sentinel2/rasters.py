@@ -16,10 +16,10 @@ LIMITS = {
     "GDAL_HTTP_CONNECTTIMEOUT": 10,
     "GDAL_HTTP_LOW_SPEED_TIME": 20,
     "GDAL_HTTP_LOW_SPEED_LIMIT": 1,
-    "GDAL_CACHEMAX": 256,
+    "GDAL_CACHEMAX": 256 * 2**20,
 }
-"""Seconds to connect; seconds without a byte per second after which a transfer has stalled; megabytes that GDAL keeps,
-by default a twentieth of the machine's. The environment's win."""
+"""Seconds to connect; seconds without a byte per second after which a transfer has stalled; bytes that GDAL keeps, by
+default a twentieth of the machine's memory. What the environment says wins."""
 
 
 class _WithoutSecrets(logging.Filter):
