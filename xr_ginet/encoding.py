@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from .sentinel2.bands import BANDS
 from .sentinel2.grids import FINE_DIMS, read_crs
 from .sentinel2.layouts import RADIOMETRIC_ATTRS, place
+from .sentinel2.provenance import loaded, of_all
 from .sentinel2.radiometry import ESA, Encoding, check_reflectance, source_encoding
 
 StoredDtype = Literal["float32", "uint16"]
@@ -50,10 +51,10 @@ def encoding_of(ds: xr.Dataset, dtype: StoredDtype, like: Literal["input"] | Non
         return ESA if dtype == "uint16" else FLOAT
     if like != "input":
         raise ValueError(f"like={like!r}: must be 'input', or left out")
-    source = source_encoding(ds.attrs)
+    source = source_encoding(of_all(ds))
     if source is None:
         raise ValueError(
-            "like='input', but the cube's attributes (source_dtype, source_scale_factor, …) do not tell of one kind "
+            "like='input', but the cube (source_encoding, or source_dtype, …) does not tell of one kind "
             "of digital numbers that it was made from: it was reflectance already, or its items differ. Type "
             "dtype='uint16'"
         )
@@ -88,7 +89,7 @@ def encoded(ds: xr.Dataset, reflectance: Encoding, layout: Layout) -> tuple[xr.D
     ds = ds.unify_chunks()
     chunks = {str(dim): max(sizes) for dim, sizes in ds.chunksizes.items()}
     ragged = any(set(sizes[:-1]) - {chunks[str(dim)]} for dim, sizes in ds.chunksizes.items())
-    cube = place(ds.chunk(chunks) if ragged else ds, crs=read_crs(ds)).copy()
+    cube = loaded(place(ds.chunk(chunks) if ragged else ds, crs=read_crs(ds))).copy()
     encoding: dict[str, dict[str, Any]] = {}
     for name in list(cube.variables):
         cube[name] = storable(cube[name])

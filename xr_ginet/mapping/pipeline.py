@@ -19,6 +19,7 @@ from ..sentinel2.catalog import complete
 from ..sentinel2.grids import DIMS, FINE_DIMS, SIXTY, TWENTY, Bands, read_crs
 from ..sentinel2.layouts import band_attrs, lasting_attrs, place
 from ..sentinel2.native import two_grids
+from ..sentinel2.provenance import OF_A_DATE, loaded
 from ..sentinel2.search import DEFAULT_COLLECTION
 from .arrays import check_bands, check_cube, stack_bands
 from .classical import N_CLUSTERS, Bicubic, ClusterGuide, ClusterRegression, HighPassModulation, fit_clusters
@@ -195,7 +196,8 @@ def _with_sixty(
                 "resolution = 60, see xr_ginet.training.run, or leave weights_60m out"
             )
         sixty = _by_network(ds, checkpoint, depth if depth == "auto" else "exact", network)
-        told = {"ginet_method_60m": "network"} | {f"{k}_60m": sixty.attrs[k] for k in ("ginet_weights", SHA256)}
+        told = {f"{key}_60m": sixty.attrs[key] for key in ("ginet_weights", SHA256, "ginet_depth")}
+        told |= {"ginet_method_60m": "network"}
     both = result.assign({name: sixty[name] for name in SIXTY.coarse}).assign_attrs(told)
     return _in_order(both)
 
@@ -300,9 +302,10 @@ def _map_bands(
         cube[name].attrs = band_attrs(name) | lasting_attrs(ds[name].attrs)
     for variable in cube.variables.values():
         variable.encoding = {}  # of the store that the cube was read from
+    inherited = {k: v for k, v in lasting_attrs(ds.attrs).items() if k in OF_A_DATE or not str(k).startswith("ginet_")}
     cube = _in_order(cube).assign_attrs(
         {"title": "Sentinel-2, all bands at 10 m", "Conventions": "CF-1.10"}
-        | {key: value for key, value in lasting_attrs(ds.attrs).items() if not str(key).startswith("ginet_")}
+        | inherited
         | dict(provenance)
         | {
             "ginet_depth": depth,
@@ -311,7 +314,7 @@ def _map_bands(
             "ginet_version": __version__,
         }
     )
-    return place(cube, crs=read_crs(ds))
+    return loaded(place(cube, crs=read_crs(ds)))
 
 
 def _without_coarse(ds: xr.Dataset, bands: Bands) -> xr.Dataset:

@@ -22,9 +22,11 @@ from .bands import BANDS_10M, BANDS_20M, LAYERS, SCL, resolution_of
 from .grids import Grid, read_crs, transform_bounds
 from .items import BandAsset, Scene, read_item, solar_day
 from .layouts import describe
+from .provenance import ITEMS, MASK, REASONS, STORED, VERSIONS, known, of_dates
 from .radiometry import source_attrs
 from .reader import look, read_scenes
 from .search import DEFAULT_COLLECTION, find_items, is_searched
+from .times import times_of
 
 if TYPE_CHECKING:
     from .search import Catalog
@@ -78,7 +80,7 @@ def open_stac(
         Applied to each item before use, such as ``planetary_computer.sign``.
     offset : "auto" or number
         Digital numbers to add; ``"auto"`` decides from what each item says, see `radiometry.radiometry`. The decision
-        is in the result's attribute ``radiometry``.
+        is in the result's coordinate ``radiometry``.
     bands : sequence of str
         What to load: ESA names of bands, and ``"SCL"`` for the scene classification. With B01 or B09 the cube is
         snapped outwards to whole 60 m pixels.
@@ -90,6 +92,7 @@ def open_stac(
     Dataset
         Dims ``time, y, x`` and ``time, y_20m, x_20m`` (B01, B09: ``time, y_60m, x_60m``); float32 reflectance, NaN
         where no item has data or ESA calls a pixel saturated; ``SCL`` uint8, 0 where no item has data; lazy, chunked.
+        Coordinates along ``time`` tell what each date was made from, see `provenance`; attributes what was chosen.
 
     Raises
     ------
@@ -143,7 +146,10 @@ def open_stac(
         if names and (factor := resolution_of(names[0]) // 10)
     ]
     cube = xr.merge(parts, compat="override", join="override")[list(bands)]
-    return describe(cube, crs=epsg).assign_attrs(_provenance(scenes, catalog, collection))
+    chosen = _chosen(offset, sign) | ({} if by_day else {"source_groupby": "none"})
+    chosen |= {} if crs is None else {"source_resampling": "nearest"}
+    cube = describe(cube, crs=epsg).assign_attrs(_searched(catalog, collection) | chosen)
+    return of_dates(cube, [_of_date([scenes[i] for i in step]) | {MASK: "none"} for step in steps])
 
 
 def complete(
@@ -189,7 +195,7 @@ def complete(
     if any(n % 2 for n in grid.shape):
         raise ValueError(f"the cube has {grid.shape} pixels; even numbers are needed for 20 m pixels to nest in it")
     bounds = transform_bounds(grid.bounds, epsg, 4326)
-    times = np.atleast_1d(ds["time"].values).astype("datetime64[us]")
+    times = times_of(ds)
     days = [_day(time, (bounds[0] + bounds[2]) / 2) for time in times]
     first, last = (np.datetime64(day(days), "D") for day in (min, max))
     searched = is_searched(catalog)
@@ -223,9 +229,11 @@ def complete(
         loaded = loaded.assign_coords(time=ds["time"])
     else:
         loaded = loaded.isel(time=0, drop=True)
-    attrs = _provenance(scenes, catalog, collection)
-    attrs["source_items"] = list(dict.fromkeys([*ds.attrs.get("source_items", []), *attrs["source_items"]]))
-    return describe(ds.merge(loaded, compat="override", join="override"), crs=crs).assign_attrs(ds.attrs | attrs)
+    chosen = _searched(catalog, collection) | _chosen(offset, sign)
+    cube = describe(ds.merge(loaded, compat="override", join="override"), crs=crs).assign_attrs(ds.attrs | chosen)
+    return of_dates(
+        cube, [_of_date([scenes[i] for i in step], had) for step, had in zip(steps, known(ds), strict=True)]
+    )
 
 
 def _read_items(
@@ -355,8 +363,8 @@ def latest_versions(scenes: Sequence[Scene]) -> list[Scene]:
     return latest
 
 
-def _provenance(scenes: Sequence[Scene], catalog: Any, collection: str) -> dict[str, Any]:
-    """Return the attributes that tell where the pixels came from; a URL without what may be secret in it."""
+def _of_date(scenes: Sequence[Scene], had: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Return what is said of a date that was made from some scenes, and from what it had already."""
     said = ({asset.radiometry.reason for asset in scene.bands.values()} - {""} for scene in scenes)
     reasons = Counter(reason for of_scene in said for reason in of_scene)
     decided = (
@@ -364,13 +372,31 @@ def _provenance(scenes: Sequence[Scene], catalog: Any, collection: str) -> dict[
         if len(reasons) == 1
         else [f"{r} ({n} of {len(scenes)} items)" for r, n in sorted(reasons.items())]
     )
-    url = catalog.get_self_href() if hasattr(catalog, "search") else catalog
-    source: dict[str, Any] = {}
-    if isinstance(url, str):
-        source["source_catalog"] = public_url(url)
-        source["source_collection"] = collection
     stored = source_attrs(a.radiometry.encoding for s in scenes for name, a in s.bands.items() if name != SCL)
-    return source | stored | {"source_items": [scene.id for scene in scenes], "radiometry": "; ".join(decided)}
+    before = {key: value for key, value in (had or {}).items() if key not in STORED}
+    if before.get(ITEMS) and {key: (had or {}).get(key) for key in stored} != stored:
+        stored = {}  # other digital numbers than what was there
+    versions = dict(zip(before.get(ITEMS, []), before.get(VERSIONS, []), strict=False))
+    versions |= {scene.id: scene.version for scene in scenes}
+    items = dict.fromkeys([*before.get(ITEMS, []), *(scene.id for scene in scenes)])
+    told = {ITEMS: list(items), VERSIONS: [versions.get(item, "") for item in items], REASONS: "; ".join(decided)}
+    return before | stored | told
+
+
+def _searched(catalog: Any, collection: str) -> dict[str, Any]:
+    """Return the attributes that tell where items were searched; a URL without what may be secret in it."""
+    url = catalog.get_self_href() if hasattr(catalog, "search") else catalog
+    return {"source_catalog": public_url(url), "source_collection": collection} if isinstance(url, str) else {}
+
+
+def _chosen(offset: float | Literal["auto"], sign: Callable[[Any], Any] | None) -> dict[str, Any]:
+    """Return the attributes that tell what was chosen and is not the default; of a function its name alone."""
+    chosen: dict[str, Any] = {} if offset == "auto" else {"source_offset": float(offset)}
+    if sign is not None:
+        named = getattr(sign, "func", sign)  # of functools.partial, whose arguments may be secret
+        kind = named if hasattr(named, "__qualname__") else type(named)
+        chosen["source_sign"] = f"{kind.__module__}.{kind.__qualname__}"
+    return chosen
 
 
 def _geometry_bounds(geometry: Mapping[str, Any]) -> tuple[float, float, float, float]:

@@ -16,6 +16,7 @@ from urllib.parse import urljoin, urlsplit
 
 from .bands import SCL, layer_name, resolution_of
 from .grids import Grid
+from .provenance import version_of
 from .radiometry import CLASS_NUMBERS, Radiometry, described_bands, processing_baseline, radiometry
 
 RASTERS = ("image/tiff", "image/jp2", "image/vnd.stac.geotiff")
@@ -53,6 +54,8 @@ class Scene:
     bands: Mapping[str, BandAsset]
     baseline: float | None = None
     """Processing baseline, where the item tells it."""
+    version: str = ""
+    """What tells it from a later version of the same id, see `provenance.version_of`."""
 
     @property
     def solar_day(self) -> str:
@@ -144,7 +147,8 @@ def _read(
             radiometry=CLASS_NUMBERS if name == SCL else radiometry(item, asset, offset),
             is_zarr=is_zarr,
         )
-    return Scene(item["id"], _moment(item), _longitude(item), found, processing_baseline(item))
+    baseline = processing_baseline(item)
+    return Scene(item["id"], _moment(item), _longitude(item), found, baseline, version_of(item))
 
 
 def _moment(item: Mapping[str, Any]) -> Datetime:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from .bands import BANDS, SCL, band_name, bands_of, layer_name
 from .grids import COARSE_DIMS, DIMS, FINE_DIMS, TOLERANCE, Grid, check_nesting, read_crs
+from .provenance import of_dates
 from .radiometry import (
     DARKEST,
     ESA,
@@ -115,7 +116,7 @@ def pair(
         coarse[SCL] = classes.variable
     coarse = coarse.rename(dict(zip(FINE_DIMS, COARSE_DIMS, strict=True)))
     cube = xr.merge([fine, coarse], combine_attrs="drop_conflicts", compat="override", join="override")
-    return describe(cube, crs=crs_fine or crs_coarse).assign_attrs(attrs)
+    return of_dates(describe(cube, crs=crs_fine or crs_coarse), [attrs] * cube.sizes.get("time", 1) if attrs else [])
 
 
 def unstack(cube: xr.Dataset | xr.DataArray, argument: str) -> xr.Dataset:

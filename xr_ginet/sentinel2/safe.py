@@ -25,6 +25,7 @@ from ..paths import expanded
 from .bands import BANDS_10M, BANDS_20M, bands_of
 from .grids import COARSE_DIMS, FINE_DIMS
 from .layouts import pair, place
+from .provenance import ITEMS, MASK, REASONS, of_dates
 from .radiometry import OFFSET_BASELINE, Radiometry, source_attrs
 
 BAND_IDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
@@ -163,9 +164,9 @@ def open_safe(
         cube["SCL"] = classes.variable.set_dims({"time": 1, **classes.sizes})
         cube["SCL"].attrs = {"long_name": "scene classification"}
     reasons = "; ".join(sorted({meaning[name].reason for name in bands}))
-    return place(cube, crs=cube.rio.crs).assign_attrs(
-        source_attrs(m.encoding for m in meaning.values()) | {"source_items": [product.name], "radiometry": reasons}
-    )
+    said = source_attrs(m.encoding for m in meaning.values()) | {ITEMS: [product.name], REASONS: reasons, MASK: "none"}
+    chosen = {} if offset == "auto" else {"source_offset": float(offset)}
+    return of_dates(place(cube, crs=cube.rio.crs).assign_attrs(chosen), [said])
 
 
 def read_radiometry(

@@ -35,6 +35,7 @@ except ImportError as error:
 
 from ..network import Checkpoint, GINet, load_checkpoint, save_checkpoint
 from ..paths import expanded
+from ..sentinel2.provenance import ITEMS, of_all
 from .objective import relative_error
 from .patches import Patches, PatchOptions, Sample
 
@@ -420,7 +421,7 @@ def adapt(
         "task": f"Sentinel-2 {options.resolution} m to 10 m",
         "degradation": options.degradation,
         "adapted_from": {"name": start.name, "sha256": start.sha256, "card": start.card},
-        "adapted_on": np.atleast_1d(ds.attrs.get("source_items", [])).astype(str).tolist(),
+        "adapted_on": np.atleast_1d(of_all(ds).get(ITEMS, [])).astype(str).tolist(),
         "steps": steps,
         "share": fitting.share,
         "blur": options.blur,
