@@ -21,6 +21,7 @@ import xarray as xr
 
 from .encoding import DIGITAL_NUMBER
 from .growing import CHECKSUM, status
+from .sentinel2.arrays import open_cube
 from .sentinel2.grids import FINE_DIMS, Grid, read_crs
 from .store import to_zarr
 
@@ -103,7 +104,7 @@ def build_overviews(target: str | Path, *, levels: int | None = None) -> list[st
 
 
 def _open(store: str) -> xr.Dataset:
-    return xr.open_zarr(store, chunks={}, decode_coords="all")
+    return open_cube(store, chunks={})
 
 
 def _coarser(grid: Grid) -> Grid:
