@@ -22,6 +22,7 @@ import xarray as xr
 from .encoding import ESA, Encoding
 from .growing import CHECKSUM, status
 from .paths import expanded
+from .sentinel2.arrays import open_cube
 from .sentinel2.bands import BANDS
 from .sentinel2.grids import FINE_DIMS, Grid, read_crs
 from .store import to_zarr
@@ -106,7 +107,7 @@ def build_overviews(target: str | Path, *, levels: int | None = None) -> list[st
 
 
 def _open(store: str) -> xr.Dataset:
-    return xr.open_zarr(store, chunks={}, decode_coords="all")
+    return open_cube(store, chunks={})
 
 
 def _coarser(grid: Grid) -> Grid:

@@ -7,17 +7,19 @@ grid must nest. Nothing is read here but metadata.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import xarray as xr
 
-from .addresses import public_url
+from .addresses import failure, public_url
 from .bands import BANDS_10M, BANDS_20M, LAYERS, SCL, resolution_of
 from .grids import Grid, read_crs, transform_bounds
 from .items import BandAsset, Scene, read_item, solar_day
@@ -25,7 +27,7 @@ from .layouts import describe
 from .provenance import ITEMS, MASK, REASONS, STORED, VERSIONS, known, of_dates
 from .radiometry import source_attrs
 from .reader import look, read_scenes
-from .search import DEFAULT_COLLECTION, find_items, is_searched
+from .search import DEFAULT_COLLECTION, find_items, is_searched, signer
 from .times import times_of
 
 if TYPE_CHECKING:
@@ -64,7 +66,8 @@ def open_stac(
     bbox : (west, south, east, north), optional
         Degrees; what is searched, and what the cube covers. Without it the cube covers all items found.
     intersects : GeoJSON geometry, optional
-        In place of ``bbox``; the cube covers its bounds.
+        In place of ``bbox``; the cube covers its bounds. Its text, a Feature, or a geometry of shapely will do. A Point
+        covers no pixel, and is refused.
     datetime, query, max_items : optional
         As for `pystac_client.Client.search`.
     crs : int or str, optional
@@ -77,7 +80,9 @@ def open_stac(
         ``"solar_day"`` joins the items of one day to one time step, the first valid pixel on top; None keeps each
         item apart. Of several processing versions of one scene the latest alone is used.
     sign : callable, optional
-        Applied to each item before use, such as ``planetary_computer.sign``.
+        Applied to each item, such as ``planetary_computer.sign``; returns the item with addresses by which its files
+        can be reached. It is called again whenever a file is opened, so that cubes outlive their tokens. A Client's own
+        ``modifier`` is used likewise.
     offset : "auto" or number
         Digital numbers to add; ``"auto"`` decides from what each item says, see `radiometry.radiometry`. The decision
         is in the result's coordinate ``radiometry``.
@@ -100,8 +105,12 @@ def open_stac(
         If nothing is found, an item lacks a band at its native resolution, items lie in several CRS and none was asked
         for, an item's radiometry or grid cannot be told, a searched catalogue names files of this machine, or its pages
         repeat.
+    pystac_client.exceptions.APIError
+        If the catalogue does not answer, or with an error.
+    ValueError
+        When computed: if a file is not what its item says: its CRS, grid, type of numbers or nodata.
     RuntimeError
-        When computed: if a raster cannot be read. What fails over a network is asked for four times, see `patience`.
+        When computed: if a file cannot be read. What fails over a network is asked for four times, see `patience`.
 
     Notes
     -----
@@ -117,6 +126,10 @@ def open_stac(
         if intersects is not None:
             raise ValueError("both bbox and intersects were given: one of them says what to search and to cover")
         _check_bbox(bbox)
+    area = bbox
+    if intersects is not None:
+        intersects = _geometry(intersects)
+        area = _geometry_bounds(intersects)
     items = find_items(
         catalog,
         collection=collection,
@@ -125,15 +138,14 @@ def open_stac(
         datetime=datetime,
         query=query,
         max_items=max_items,
-        sign=sign,
     )
     if groupby not in ("solar_day", None):
         raise ValueError(f"groupby={groupby!r}: must be 'solar_day' or None")
-    scenes = latest_versions(_read_items(items, bands, offset, remote_only=is_searched(catalog) and not local_files))
+    remote_only = is_searched(catalog) and not local_files
+    scenes = latest_versions(_read_items(items, bands, offset, remote_only=remote_only, sign=signer(catalog, sign)))
     epsg = _common_epsg(scenes, crs)
     by_day = groupby == "solar_day"
     scenes.sort(key=lambda s: (s.solar_day if by_day else "", by_day and not s.is_native(epsg), s.datetime, s.id))
-    area = _geometry_bounds(intersects) if intersects is not None else bbox
     grid = cube_grid(scenes, epsg, area, pixel=max(20, *map(resolution_of, bands)))
     scenes = _over_ground(scenes, grid, epsg)
     days = [scene.solar_day if by_day else str(index) for index, scene in enumerate(scenes)]
@@ -204,9 +216,8 @@ def complete(
         collection=collection,
         bbox=bounds,
         datetime=f"{first - 1}T00:00:00Z/{last + 1}T23:59:59Z" if searched else None,
-        sign=sign,
     )
-    scenes = latest_versions(_read_items(items, missing, offset, remote_only=searched))
+    scenes = latest_versions(_read_items(items, missing, offset, remote_only=searched, sign=signer(catalog, sign)))
     # Items of a neighbouring UTM zone show the same ground, but would have to be resampled.
     scenes = [scene for scene in scenes if scene.solar_day in days and scene.is_native(epsg)]
     scenes = _over_ground(sorted(scenes, key=lambda s: (s.datetime, s.id)), grid, epsg)
@@ -237,13 +248,17 @@ def complete(
 
 
 def _read_items(
-    items: Sequence[Mapping[str, Any]], bands: Sequence[str], offset: float | Literal["auto"], *, remote_only: bool
+    items: Sequence[Mapping[str, Any]],
+    bands: Sequence[str],
+    offset: float | Literal["auto"],
+    *,
+    remote_only: bool,
+    sign: Callable[[dict[str, Any]], dict[str, Any]] | None,
 ) -> list[Scene]:
     """Return what each item says, at once for several: some stores have to be asked over the network."""
+    read = partial(read_item, bands=bands, offset=offset, look=look, remote_only=remote_only, sign=sign)
     with ThreadPoolExecutor() as pool:
-        return list(
-            pool.map(lambda item: read_item(item, bands, offset=offset, look=look, remote_only=remote_only), items)
-        )
+        return list(pool.map(read, items))
 
 
 def cube_grid(
@@ -399,8 +414,44 @@ def _chosen(offset: float | Literal["auto"], sign: Callable[[Any], Any] | None) 
     return chosen
 
 
+def _geometry(intersects: Any) -> dict[str, Any]:
+    """Return the GeoJSON geometry that is meant: itself, its text, a Feature, or an object of shapely or geopandas."""
+    geometry = getattr(intersects, "__geo_interface__", intersects)
+    try:
+        geometry = json.loads(geometry) if isinstance(geometry, str) else geometry
+    except ValueError:
+        pass
+    if isinstance(geometry, Mapping) and geometry.get("type") == "Feature":
+        geometry = geometry.get("geometry")
+    if not isinstance(geometry, Mapping) or "type" not in geometry:
+        raise ValueError(
+            f"intersects={str(intersects)[:60]!r} is no GeoJSON geometry, such as {{'type': 'Polygon', 'coordinates': "
+            "[[[0.05, 43.65], …]]}. For a box type bbox=(west, south, east, north)"
+        )
+    return json.loads(json.dumps(geometry))
+
+
 def _geometry_bounds(geometry: Mapping[str, Any]) -> tuple[float, float, float, float]:
+    """Return west, south, east and north of a geometry, which must cover some ground."""
     from rasterio.features import bounds
 
-    west, south, east, north = bounds(geometry)
+    kind = geometry["type"]
+    try:
+        west, south, east, north = (float(value) for value in bounds(geometry))
+    except Exception as error:  # whatever rasterio meets in coordinates that are none
+        raise ValueError(
+            f"intersects is a {kind} whose coordinates cannot be read ({failure(error)}). They must be as GeoJSON has "
+            "them: numbers, longitude before latitude, in degrees"
+        ) from None
+    if not (-180 <= west <= east <= 180 and -90 <= south <= north <= 90):
+        raise ValueError(
+            f"intersects spans {west:g} to {east:g} and {south:g} to {north:g}: its coordinates must be degrees, "
+            "longitude before latitude"
+        )
+    if west == east or south == north:
+        box = ", ".join(f"{v:.4f}" for v in (west - 0.01, south - 0.01, east + 0.01, north + 0.01))
+        raise ValueError(
+            f"intersects is a {kind} without an extent, and the cube covers what is asked for: no pixel. Give a box "
+            f"around it, such as bbox=({box}), or a Polygon"
+        )
     return west, south, east, north
