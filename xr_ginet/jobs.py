@@ -246,7 +246,7 @@ def run(job: Job, *, tell: Callable[[str, growing.Outcome], None] | None = None)
                 done = any(outcome.state != "failed" for outcome in part.dates)
                 part.state = "partial" if done else "failed"
             except Exception as error:
-                if isinstance(error, OSError) and error.errno in growing.NO_ROOM:
+                if growing.no_room(error):
                     raise
                 part.error = without_secrets(f"{type(error).__name__}: {error}")
                 part.state = "partial" if part.dates else "failed"
