@@ -258,6 +258,33 @@ def test_what_stackstac_loads_at_10m_by_default_is_taken_apart(small: Checkpoint
         xr_ginet.to_native(stackstac.stack([item], resolution=10, epsg=32630))
 
 
+CUTS = {
+    "one date": lambda cube: cube.isel(time=-1),
+    "median": lambda cube: cube.median("time"),
+    "mean without attributes": lambda cube: cube.mean("time", keep_attrs=False),
+    "greatest of a month": lambda cube: cube.resample(time="MS").max(),
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("properties", [True, False])
+@pytest.mark.parametrize("flags", [(True, True, True), (False, True, True)])
+def test_an_offset_taken_twice_is_told_whatever_was_computed_of_the_dates(
+    cut: str, properties: bool, flags: tuple[bool, ...], small: Checkpoint, tmp_path: Path
+) -> None:
+    items = []
+    for day, flag in zip((11, 21, 26), flags, strict=True):
+        item = scene_item(simulate((64, 64), seed=1), tmp_path / str(day))
+        item["id"] = f"S2_{day}"
+        item["properties"] |= {"datetime": f"2024-06-{day}T10:56:21Z", "earthsearch:boa_offset_applied": flag}
+        for asset in item["assets"].values():
+            asset["raster:bands"][0]["offset"] = -0.1 if flag else 0
+        items.append(item)
+    cube = CUTS[cut](stackstac.stack(items, resolution=10, epsg=32630, properties=properties))
+    with pytest.warns(UserWarning, match="stackstac took it again|cannot be told|darker than water"):
+        cube.ginet.superresolve(weights=small)["B05"].compute(scheduler="synchronous")
+
+
 @needs_shared
 @pytest.mark.filterwarnings("ignore:the cube cuts 20 m pixels")
 def test_a_real_scene_repeated_to_10m_comes_back_from_any_phase() -> None:
@@ -422,6 +449,41 @@ def test_an_eopf_product_gains_its_20m_bands_at_10m_and_nothing_else_changes(
     without["measurements/reflectance/r10m"].dataset = r10m.to_dataset().drop_vars([b.lower() for b in BANDS_20M])
     assert without.identical(tree)
     assert "b05" not in tree["measurements/reflectance/r10m"]
+
+
+CHANGES = {
+    "astype": lambda ds: ds.astype("float32"),
+    "half": lambda ds: ds.astype("float16").astype("float32"),
+    "where": lambda ds: ds.where(ds < 9),
+    "arithmetic": lambda ds: ds * 1.0,
+    "without attributes": lambda ds: ds.astype("float32").drop_attrs(deep=True),
+}
+
+
+@pytest.mark.parametrize("form", [2025, 2026])
+@pytest.mark.parametrize("decode", [False, True])
+@pytest.mark.parametrize("change", CHANGES)
+def test_an_eopf_product_that_was_changed_has_its_missing_pixels_still(
+    form: int, decode: bool, change: str, numbers: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    version = 2 if form == 2025 else 3
+    with_saturated = numbers | {"B03": np.where(numbers["B03"] == numbers["B03"][5, 5], 65535, numbers["B03"])}
+    eopf_tree(with_saturated, form).to_zarr(tmp_path / "p.zarr", zarr_format=version, consolidated=version == 2)
+    tree = xr.open_datatree(
+        tmp_path / "p.zarr", engine="zarr", chunks={}, mask_and_scale=decode, consolidated=version == 2
+    )
+    changed = tree.map_over_datasets(lambda ds: CHANGES[change](ds) if ds.data_vars else ds)
+    for group in ("r10m", "r20m"):  # cut and rioxarray's methods lose coordinates' attributes, which do not matter
+        assert changed[f"measurements/reflectance/{group}"].data_vars
+    cube = xr_ginet.sentinel2.eopf.to_cube(changed)
+    expected = eopf_two_grids(with_saturated)
+    if change == "without attributes" and not decode:  # nothing tells that these are digital numbers, but they
+        with pytest.raises(ValueError, match="these are digital numbers"):
+            cube.ginet.superresolve(weights=None).compute()
+        return
+    for name in ALL_BANDS:
+        tolerance = 2e-3 if change == "half" else 2e-6
+        np.testing.assert_allclose(cube[name].values, expected[name].values, rtol=tolerance, atol=tolerance / 10)
 
 
 def test_an_early_eopf_product_states_its_scale_in_eopf_attrs_only(numbers: dict, small: Checkpoint) -> None:

@@ -249,8 +249,8 @@ def test_bands_chunked_differently_are_written_alike(checkpoint: Checkpoint, tmp
 
 
 def test_an_attribute_that_cannot_be_stored_is_refused_before_anything_is_written(cube: xr.Dataset, tmp_path) -> None:
-    cube["B02"].attrs["made"] = np.datetime64("2024-01-01").item()
-    with pytest.raises(ValueError, match="the attribute 'made' of B02 is a date, which Zarr cannot store"):
+    cube["B02"].attrs["made"] = object()
+    with pytest.raises(ValueError, match="the attribute 'made' of B02 is a object, which Zarr cannot store"):
         cube.ginet.to_zarr(tmp_path / "c.zarr")
     assert not (tmp_path / "c.zarr").exists()
 

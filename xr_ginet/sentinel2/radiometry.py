@@ -168,7 +168,7 @@ class Encoding:
         if self.is_float:
             return np.dtype(self.dtype).itemsize <= 4
         furthest = max(abs(limit) for limit in (*self.limits, self.add_offset))
-        return furthest / abs(self.scale_factor) < 2**20
+        return furthest / abs(self.scale_factor) < 2**18
 
 
 ESA = Encoding("uint16", 1e-4, -0.1, 0)
