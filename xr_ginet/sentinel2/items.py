@@ -14,6 +14,7 @@ from datetime import datetime as Datetime
 from typing import Any, Literal
 from urllib.parse import urljoin, urlsplit
 
+from .areas import near
 from .bands import SCL, layer_name, resolution_of
 from .grids import Grid
 from .radiometry import CLASS_NUMBERS, Radiometry, described_bands, processing_baseline, radiometry
@@ -53,17 +54,29 @@ class Scene:
     bands: Mapping[str, BandAsset]
     baseline: float | None = None
     """Processing baseline, where the item tells it."""
+    satellite: str | None = None
+    """Its letter, where the item tells it."""
+
+    @property
+    def place(self) -> tuple[int, Grid]:
+        """Return the CRS and the grid of its first band, the same for all items of a tile."""
+        asset = next(iter(self.bands.values()))
+        return asset.epsg, asset.grid
 
     @property
     def solar_day(self) -> str:
         """Return the date by local solar time, which does not change within one overpass."""
         return solar_day(self.datetime, self.longitude)
 
+    def solar_day_near(self, longitude: float) -> str:
+        """Return the solar day counted as at a longitude, so that it is the same on both sides of 180 degrees."""
+        return solar_day(self.datetime, near(self.longitude, longitude))
+
     def shows_the_same(self, other: Scene) -> bool:
-        """Return whether another item is of the same tile and overpass, in whatever processing version."""
-        mine, others = (next(iter(scene.bands.values())) for scene in (self, other))
+        """Return whether another item is of the same tile, satellite and overpass, in whatever processing version."""
         at_once = abs(self.datetime - other.datetime) < timedelta(minutes=1)
-        return at_once and (mine.epsg, mine.grid) == (others.epsg, others.grid)
+        by_one = None in (self.satellite, other.satellite) or self.satellite == other.satellite
+        return at_once and by_one and self.place == other.place
 
     def is_native(self, epsg: int) -> bool:
         """Return whether all bands lie in a CRS, so that none needs resampling."""
@@ -144,7 +157,15 @@ def _read(
             radiometry=CLASS_NUMBERS if name == SCL else radiometry(item, asset, offset),
             is_zarr=is_zarr,
         )
-    return Scene(item["id"], _moment(item), _longitude(item), found, processing_baseline(item))
+    return Scene(item["id"], _moment(item), _longitude(item), found, processing_baseline(item), _satellite(item))
+
+
+def _satellite(item: Mapping[str, Any]) -> str | None:
+    """Return the letter of Sentinel-2's satellite that an item names, in its properties or at the start of its id."""
+    for text in (item["properties"].get("platform"), item["id"]):
+        if match := re.match(r"(?:sentinel-?2|s2)([a-z])(?![a-z])", str(text), re.IGNORECASE):
+            return match[1].lower()
+    return None
 
 
 def _moment(item: Mapping[str, Any]) -> Datetime:
