@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import stackstac
 import xarray as xr
+from affine import Affine
 from conftest import needs_shared, no_compute, random_checkpoint, real_scene, scene_item, single_grid, two_grids
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from numpy.testing import assert_array_equal
 import xr_ginet
 from xr_ginet.network import Checkpoint
 from xr_ginet.sentinel2.bands import BANDS, BANDS_10M, BANDS_20M
+from xr_ginet.sentinel2.grids import Grid, stated_anchor
 from xr_ginet.sentinel2.layouts import to_reflectance
 from xr_ginet.simulation import simulate
 
@@ -137,6 +139,61 @@ def test_stacks_that_cannot_be_told_apart_are_refused() -> None:
         xr_ginet.pair(fine.assign(blue=fine["B02"]), coarse)
     with pytest.raises(ValueError, match="ds_20m holds no 20 m band"):  # three bands are called so
         xr_ginet.pair(fine, stacked(coarse[["B05"]], ["rededge"]))
+
+
+def telling(ds: xr.Dataset, anchor: str, how: str) -> xr.Dataset | xr.DataArray:
+    """Return a cube whose coordinates, be they centres or corners, are told to be one of these by its transform."""
+    grid = Grid.from_coords(ds)
+    half = 0.5 * (anchor == "corner")  # the first coordinate is the edge itself
+    x0, y0 = grid.x0 + half * grid.dx, grid.y0 + half * grid.dy
+    if how == "GeoTransform":
+        ds = ds.copy()
+        text = f"{x0 + 7 * grid.dx} {grid.dx} 0 {y0 - 3 * grid.dy} 0 {grid.dy}"  # of before a selection
+        ds["spatial_ref"] = ds["spatial_ref"].assign_attrs(GeoTransform=text)
+        return ds
+    if how == "band":
+        return ds.assign({v: ds[v].assign_attrs(transform=[grid.dx, 0, x0, 0, grid.dy, y0]) for v in ds.data_vars})
+    return stacked(ds).assign_attrs(transform=Affine(grid.dx, 0, x0, 0, grid.dy, y0))
+
+
+@pytest.mark.parametrize("how", ["GeoTransform", "band", "stack"])
+def test_what_coordinates_are_is_told_by_transforms(how: str) -> None:
+    fine, coarse = single_grid(BANDS_10M, (8, 12), 10), single_grid(BANDS_20M, (4, 6), 20)
+    expected = xr_ginet.pair(fine, coarse)
+    corners = [ds.assign_coords(y=ds["y"] + size / 2, x=ds["x"] - size / 2) for ds, size in ((fine, 10), (coarse, 20))]
+    assert_same_bands(xr_ginet.pair(*(telling(ds, "corner", how) for ds in corners)), expected)
+    assert_same_bands(xr_ginet.pair(*(telling(ds, "centre", how) for ds in (fine, coarse))), expected)
+    assert_same_bands(xr_ginet.pair(telling(fine, "centre", how), corners[1].assign_coords(coarse.coords)), expected)
+    for told in (
+        [telling(ds, "centre", how) for ds in corners],  # they start alike, and are centres
+        [telling(corners[0], "centre", how), corners[1]],
+        [corners[0], telling(corners[1], "centre", how)],
+    ):
+        with pytest.raises(ValueError, match="grids do not nest"):
+            xr_ginet.pair(*told)
+
+
+@pytest.mark.parametrize("how", ["GeoTransform", "band", "stack"])
+def test_a_10_m_cube_whose_transform_says_centres_is_not_taken_for_corners(how: str) -> None:
+    native = two_grids((6, 7))
+    cube = repeated(native)
+    assert_same_bands(xr_ginet.to_native(telling(cube, "centre", how)), native)
+    moved = cube.assign_coords(y=cube["y"] + 5, x=cube["x"] - 5)
+    assert_same_bands(xr_ginet.to_native(moved), native)  # as stackstac has them
+    assert_same_bands(xr_ginet.to_native(telling(moved, "corner", how)), native)
+    with pytest.raises(ValueError, match=r"its transform tells that coordinates are centres.*anchor='center'"):
+        xr_ginet.to_native(telling(moved, "centre", how))
+
+
+def test_transforms_of_other_pixels_and_such_that_disagree_tell_nothing() -> None:
+    cube = single_grid(BANDS_10M, (8, 12), 10)
+    assert stated_anchor(cube) is None
+    assert stated_anchor(telling(cube, "centre", "band")) == "centre"
+    assert stated_anchor(telling(telling(cube, "centre", "band"), "corner", "GeoTransform")) is None
+    for text in ("0 60 0 0 0 -60", "", "1 2 3", "a b c d e f", "nan 10 0 0 0 -10", "742921 10 0 4848600 0 -10"):
+        ds = cube.copy()
+        ds["spatial_ref"] = ds["spatial_ref"].assign_attrs(GeoTransform=text)
+        assert stated_anchor(ds) is None
 
 
 # -- scale and offset, once --------------------------------------------------------------------------------------------

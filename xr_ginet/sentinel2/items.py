@@ -18,6 +18,7 @@ from urllib.parse import urljoin, urlsplit
 import numpy as np
 
 from .addresses import REMOTE, Address, failure, public_url
+from .areas import near
 from .bands import SCL, layer_name, resolution_of
 from .grids import Grid
 from .provenance import version_of
@@ -83,17 +84,29 @@ class Scene:
     """Processing baseline, where the item tells it."""
     version: str = ""
     """What tells it from a later version of the same id, see `provenance.version_of`."""
+    satellite: str | None = None
+    """Its letter, where the item tells it."""
+
+    @property
+    def place(self) -> tuple[int, Grid]:
+        """Return the CRS and the grid of its first band, the same for all items of a tile."""
+        asset = next(iter(self.bands.values()))
+        return asset.epsg, asset.grid
 
     @property
     def solar_day(self) -> str:
         """Return the date by local solar time, which does not change within one overpass."""
         return solar_day(self.datetime, self.longitude)
 
+    def solar_day_near(self, longitude: float) -> str:
+        """Return the solar day counted as at a longitude, so that it is the same on both sides of 180 degrees."""
+        return solar_day(self.datetime, near(self.longitude, longitude))
+
     def shows_the_same(self, other: Scene) -> bool:
-        """Return whether another item is of the same tile and overpass, in whatever processing version."""
-        mine, others = (next(iter(scene.bands.values())) for scene in (self, other))
+        """Return whether another item is of the same tile, satellite and overpass, in whatever processing version."""
         at_once = abs(self.datetime - other.datetime) < timedelta(minutes=1)
-        return at_once and (mine.epsg, mine.grid) == (others.epsg, others.grid)
+        by_one = None in (self.satellite, other.satellite) or self.satellite == other.satellite
+        return at_once and by_one and self.place == other.place
 
     def is_native(self, epsg: int) -> bool:
         """Return whether all bands lie in a CRS, so that none needs resampling."""
@@ -189,7 +202,7 @@ def _read(
             nodata=None if name == SCL else stated_nodata(asset),
         )
     baseline = processing_baseline(item)
-    return Scene(item["id"], _moment(item), _longitude(item), found, baseline, version_of(item))
+    return Scene(item["id"], _moment(item), _longitude(item), found, baseline, version_of(item), _satellite(item))
 
 
 @dataclass(frozen=True)
@@ -216,6 +229,14 @@ def _only(item: Mapping[str, Any], key: str) -> dict[str, Any]:
     own = [link for link in item.get("links", ()) if link.get("rel") == "self"]
     kept = {name: asset for name, asset in item["assets"].items() if name == key or key.startswith(f"{name}/")}
     return {**item, "assets": kept, "links": own}
+
+
+def _satellite(item: Mapping[str, Any]) -> str | None:
+    """Return the letter of Sentinel-2's satellite that an item names, in its properties or at the start of its id."""
+    for text in (item["properties"].get("platform"), item["id"]):
+        if match := re.match(r"(?:sentinel-?2|s2)([a-z])(?![a-z])", str(text), re.IGNORECASE):
+            return match[1].lower()
+    return None
 
 
 def _moment(item: Mapping[str, Any]) -> Datetime:
