@@ -108,6 +108,8 @@ def encoded(ds: xr.Dataset, reflectance: Encoding, layout: Layout) -> tuple[xr.D
         elif variable.dtype.kind == "M":
             # The default encoding counts from the first time: later times would not fit.
             new |= {"units": "microseconds since 1970-01-01", "dtype": "int64", "calendar": "proleptic_gregorian"}
+        elif variable.dtype.kind == "m":
+            new |= {"units": "microseconds", "dtype": "int64"}
         elif variable.dtype.kind == "f" and name in cube.data_vars:
             new |= {"dtype": variable.dtype.name, "_FillValue": variable.dtype.type(np.nan)}
         if name in cube.data_vars and variable.dtype.kind in "biufM":

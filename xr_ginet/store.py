@@ -21,6 +21,8 @@ from .paths import expanded
 from .replacing import Replacing
 from .schedulers import workers_elsewhere
 from .sentinel2.addresses import without_secrets
+from .sentinel2.provenance import loaded
+from .sentinel2.times import in_microseconds
 from .transactions import Place, Plain, is_repository, place_of
 
 Mode = Literal["w", "w-", "a"]
@@ -92,8 +94,8 @@ def to_zarr(
     ValueError
         If an argument has an unknown value, ``inner_chunks`` does not divide the chunks, an attribute cannot be stored,
         ``like="input"`` and the cube does not tell what it was made from, the target lies in this process's memory
-        while a cluster computes in others, or the store to go on with was made from another grid, other bands, weights,
-        options or (``resume``) dates and items.
+        while a cluster computes in others, a time is missing or no datetime, or the store to go on with was made from
+        another grid, other bands, weights, options or (``resume``) dates and items.
     RuntimeError
         If another job on this machine grows the same local store.
     growing.PartialFailure
@@ -107,6 +109,7 @@ def to_zarr(
     grows = resume or mode == "a"
     if grows and (mode == "w" or not compute):
         raise ValueError(f"mode={mode!r}, resume={resume}, compute={compute}: a store either grows now, or is replaced")
+    ds = loaded(in_microseconds(ds))
     reflectance = encoding_of(ds, dtype, like)
     if zarr_format not in (2, 3):
         raise ValueError(f"zarr_format={zarr_format!r}: must be 2 or 3")
