@@ -61,9 +61,9 @@ def main(arguments: list[str] | None = None) -> None:
         times.append([name, f"{one:.2f}", f"{other:.2f}", f"{one / other:.2f}"])
     page = [
         "# bfloat16 on processors",
-        f"Made by `python benchmarks/bfloat16.py`. {machine(torch.get_num_threads())}. Convolutions in bfloat16 are "
-        f"{'' if is_faster() else 'not '}faster here than in float32: without such instructions blocks are rounded "
-        "alike, and multiplied in float32.",
+        f"Made by `python benchmarks/bfloat16.py`. {machine(torch.get_num_threads())}. This processor's "
+        f"instructions multiply bfloat16 {'' if is_faster() else 'no '}faster than float32: "
+        f"{'blocks are multiplied in it' if is_faster() else 'blocks are rounded alike, and multiplied in float32'}.",
         "RMSE at reduced scale and differences in digital numbers, on scenes that were not trained on.",
         table(["weights", "scene", "float32", "bfloat16", "change", "RMS difference", "largest difference"], errors),
         f"Seconds per megapixel of a block of {options.side}² pixels, the network alone.",

@@ -33,7 +33,7 @@ MAY_IMPORT = {
     "mapping": STANDARD | {"scipy", "dask", "sentinel2", "mapping", "training", "__init__"},
     "evaluation": STANDARD | {"dask", "mapping", "sentinel2", "training"},
     "encoding": STANDARD | {"sentinel2"},
-    "store": STANDARD | {"encoding", "growing", "schedulers", "transactions"},
+    "store": STANDARD | {"encoding", "growing", "schedulers", "sentinel2", "transactions"},
     "growing": STANDARD | {"dask", "sentinel2", "transactions"},
     "overviews": STANDARD | {"encoding", "growing", "sentinel2", "store"},
     "transactions": STANDARD | {"dask", "schedulers"},

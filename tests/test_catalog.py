@@ -22,6 +22,7 @@ from xr_ginet.sentinel2.bands import BANDS_10M, BANDS_20M
 from xr_ginet.sentinel2.catalog import complete, cube_grid
 from xr_ginet.sentinel2.grids import Grid
 from xr_ginet.sentinel2.items import read_item
+from xr_ginet.sentinel2.provenance import of_all
 from xr_ginet.sentinel2.radiometry import processing_baseline, radiometry
 from xr_ginet.simulation import write_cogs
 
@@ -228,7 +229,7 @@ def test_items_of_a_day_are_joined_after_each_was_scaled_by_its_own_offset(tmp_p
     assert_allclose(b05[:, :40], coarse[0] / 1e4, rtol=1e-5)
     assert_allclose(b05[:, 40:], (coarse_new[0, :, 10:] - 1000.0) / 1e4, rtol=1e-5, atol=1e-8)
     assert cube["time"].values[0] == np.datetime64("2024-05-01T10:50:31")
-    assert cube.attrs["source_items"] == ["old", "new"]
+    assert of_all(cube)["source_items"] == ["old", "new"]
     apart = xr_ginet.open_stac([new, old], chunks=32, groupby=None)
     assert apart.sizes["time"] == 2
 
@@ -238,7 +239,7 @@ def test_times_are_sorted_and_days_are_apart(tmp_path) -> None:
     earlier = write_item(tmp_path, "earlier", 2, moment="2024-05-01T10:50:31Z")[0]
     cube = xr_ginet.open_stac([later, earlier])
     assert cube["time"].dt.day.values.tolist() == [1, 6]
-    assert cube.attrs["source_items"] == ["earlier", "later"]
+    assert of_all(cube)["source_items"] == ["earlier", "later"]
 
 
 def test_items_are_signed_before_use(tmp_path) -> None:
@@ -348,7 +349,7 @@ def test_missing_20_m_bands_are_pulled_for_the_same_days_and_ground(tmp_path, ch
         with no_compute():
             result = fine.ginet.superresolve(weights=checkpoint.path, catalog=url)
         xr.testing.assert_allclose(result.compute(), expected.compute())
-        assert result.attrs["source_items"] == ["item6", "item16"]
+        assert of_all(result)["source_items"] == ["item16", "item6"]
         single = fine.isel(time=1).ginet.superresolve(weights=checkpoint.path, catalog=url)
         xr.testing.assert_allclose(single.compute(), expected.isel(time=1).compute())
         complete_cube = fine.isel(time=[0]).ginet.superresolve(weights=checkpoint.path, catalog=url)
@@ -383,7 +384,7 @@ def test_items_of_another_zone_are_not_resampled_into_a_cube_that_is_completed(t
     whole = xr_ginet.open_stac([native])
     completed = complete(whole[list(BANDS_10M)], [other, native])
     assert_array_equal(completed["B05"].values, whole["B05"].values)
-    assert completed.attrs["source_items"] == ["native"]
+    assert of_all(completed)["source_items"] == ["native"]
     with pytest.warns(UserWarning, match="are resampled to EPSG:32630"):
         mosaic = xr_ginet.open_stac([other, native], crs=32630, bbox=native["bbox"])
     inside = {"y_20m": whole["y_20m"], "x_20m": whole["x_20m"]}
@@ -471,14 +472,14 @@ def test_of_two_processing_versions_the_latest_is_used(tmp_path) -> None:
     )
     for groupby in ("solar_day", None):
         cube = xr_ginet.open_stac([new, old, new], groupby=groupby)
-        assert cube.attrs["source_items"] == ["x_1"]
+        assert of_all(cube)["source_items"] == ["x_1"]
         assert_allclose(cube["B05"].values[0], coarse[0] / 1e4, rtol=1e-6)
 
 
 @needs_shared
 def test_the_reprocessed_one_of_two_real_versions_is_used() -> None:
     versions = [load_item(f"earthsearch-v1_S2A_32TMT_20200305_{i}_L2A") for i in (0, 1)]
-    assert xr_ginet.open_stac(versions).attrs["source_items"] == ["S2A_32TMT_20200305_1_L2A"]
+    assert of_all(xr_ginet.open_stac(versions))["source_items"] == ["S2A_32TMT_20200305_1_L2A"]
 
 
 def test_of_two_overpasses_on_a_day_a_cube_gets_its_own(tmp_path) -> None:
@@ -500,7 +501,7 @@ def test_a_search_narrows_by_date_query_and_number(tmp_path) -> None:
         client = pystac_client.Client.open(url)
 
         def found(**arguments: object) -> list[str]:
-            return sorted(xr_ginet.open_stac(client, **arguments).attrs["source_items"])
+            return sorted(of_all(xr_ginet.open_stac(client, **arguments))["source_items"])
 
         assert found() == ["item1", "item11", "item6"]
         assert found(datetime="2024-05-02/2024-05-31") == ["item11", "item6"]

@@ -18,6 +18,7 @@ from pystac_client.exceptions import APIError
 import xr_ginet
 from xr_ginet.growing import PartialFailure
 from xr_ginet.sentinel2 import patience, rasters
+from xr_ginet.sentinel2.provenance import of_all
 from xr_ginet.simulation import simulate
 
 BANDS = ("B02", "B05")
@@ -146,7 +147,7 @@ def search(scene: tuple) -> Callable[..., Iterator[list[str]]]:
         api = Api([items[:2], items[2:]], endless=endless)
         with faulty(api, *plans) as api.url:
             cube = xr_ginet.open_stac(api.url, bands=BANDS, groupby=None, local_files=True)
-        return cube.attrs["source_items"]
+        return of_all(cube)["source_items"]
 
     return run
 

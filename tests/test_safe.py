@@ -14,6 +14,7 @@ from numpy.testing import assert_array_equal
 
 import xr_ginet
 from xr_ginet.sentinel2.bands import BANDS, BANDS_10M, BANDS_20M
+from xr_ginet.sentinel2.provenance import of_all
 from xr_ginet.sentinel2.safe import Product, read_radiometry
 
 OF_LEVEL = {"2A": "S2B_MSIL2A_20240830T100559_N0511_R022_T32TPS_20240830T134009"}
@@ -123,8 +124,8 @@ def test_a_product_becomes_the_cube_that_it_holds(
     for coordinate in ("time", "y", "x", "y_20m", "x_20m"):
         assert_array_equal(cube[coordinate], expected[coordinate])
     assert cube.rio.crs.to_epsg() == 32632
-    assert cube.attrs["source_items"] == [OF_LEVEL[level]]
-    assert "offset -1001 as the product's metadata states" in cube.attrs["radiometry"]
+    assert of_all(cube)["source_items"] == [OF_LEVEL[level]]
+    assert "offset -1001 as the product's metadata states" in of_all(cube)["radiometry"]
     assert ("SCL" in cube) == (level == "2A")
     if level == "2A":
         assert cube["SCL"].dims == ("time", "y_20m", "x_20m")
@@ -143,7 +144,7 @@ def test_a_product_is_superresolved_as_its_two_grids_and_written(
     result = expected.ginet.superresolve(weights=checkpoint)
     for name in (*BANDS_10M, *BANDS_20M):
         assert_array_equal(found[name].values, result[name].values)
-    assert found.attrs["source_items"] == [OF_LEVEL["2A"]]
+    assert of_all(found)["source_items"] == [OF_LEVEL["2A"]]
     cube.ginet.to_zarr(tmp_path / "cube.zarr")
     with xr.open_zarr(tmp_path / "cube.zarr", chunks=None) as stored:
         assert stored["SCL"].dtype == np.uint8
@@ -156,10 +157,10 @@ def test_offsets_are_none_before_baseline_4_and_the_callers_where_given(
     path = write_safe(tmp_path, "1C", numbers, metadata("1C", baseline="02.14"))
     cube = xr_ginet.open_safe(path)
     assert cube["B03"].values[0] == pytest.approx(numbers["B03"] * np.float32(1e-4))
-    assert cube.attrs["radiometry"] == "offset 0: none stated, processing baseline 02.14"
+    assert of_all(cube)["radiometry"] == "offset 0: none stated, processing baseline 02.14"
     cube = xr_ginet.open_safe(path, offset=-1000)
     assert cube["B03"].values[0] == pytest.approx((numbers["B03"].astype("f4") - 1000) * np.float32(1e-4))
-    assert cube.attrs["radiometry"] == "offset -1000 given by the caller"
+    assert of_all(cube)["radiometry"] == "offset -1000 given by the caller"
 
 
 def test_products_of_before_december_2016_are_found_by_their_names(tmp_path: Path) -> None:

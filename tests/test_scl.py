@@ -17,6 +17,7 @@ from xr_ginet.network import Checkpoint
 from xr_ginet.sentinel2.bands import BANDS_10M, BANDS_20M, SCL
 from xr_ginet.sentinel2.grids import Grid
 from xr_ginet.sentinel2.items import read_item
+from xr_ginet.sentinel2.provenance import of_all
 from xr_ginet.sentinel2.scl import CLASSES, CLOUDY
 from xr_ginet.simulation import simulate
 
@@ -118,4 +119,14 @@ def test_from_a_catalogue_to_masked_bands(tmp_path: Path) -> None:
     assert np.isnan(cube["B06"].values).sum() == 1
     hidden = np.isin(classes, CLOUDY)
     assert_array_equal(np.isnan(masked["B02"].values[0]), hidden.repeat(2, 0).repeat(2, 1))
-    assert ";" not in cube.attrs["radiometry"]
+    assert ";" not in of_all(cube)["radiometry"]
+
+
+def test_pixels_without_a_class_are_masked_whatever_the_classes() -> None:
+    classes = np.full((6, 6), 4.0)  # stackstac's classification is floating point, NaN where no item has data
+    classes[2, 3] = np.nan
+    cube = classified(classes)
+    for lazy in (cube, cube.chunk()):
+        masked = lazy.ginet.mask_clouds([9])
+        assert_array_equal(masked["B05"].isnull(), np.isnan(classes))
+        assert_array_equal(masked["B02"].isnull(), np.isnan(classes).repeat(2, 0).repeat(2, 1))

@@ -45,6 +45,7 @@ from string import Formatter
 from typing import Any, Literal
 
 from . import growing, tables
+from .paths import expanded
 from .sentinel2.addresses import without_secrets
 from .tables import build
 
@@ -111,11 +112,12 @@ class Job:
         for key in ("store", "report"):
             value = table.get(key)
             if isinstance(value, str) and "://" not in value:
-                table[key] = str(path.parent / value)
+                table[key] = str(path.parent / expanded(value))
+        _check_report(table.get("report"), path)
         options = table.get("superresolve", {})
         for key in ("weights", "weights_60m"):
             if str(options.get(key, "")).endswith(".safetensors"):
-                options[key] = str(path.parent / options[key])
+                options[key] = str(path.parent / expanded(options[key]))
         job = build(cls, table, str(path))
         job._check(str(path))
         return job
@@ -154,11 +156,11 @@ class Job:
     def store_of(self, area: Area) -> str:
         """Return where an area's cube lies."""
         try:
-            names = {name for _, name, _, _ in Formatter().parse(self.store) if name is not None}
+            parts = [part for part in Formatter().parse(self.store) if part[1] is not None]
         except ValueError as error:
             raise ValueError(f"store={self.store!r}: {error}") from error
-        if names - {"area"}:
-            raise ValueError(f"store={self.store!r}: the only name to fill in is {{area}}")
+        if any((name, spec or "", conversion) != ("area", "", None) for _, name, spec, conversion in parts):
+            raise ValueError(f"store={self.store!r}: the only name to fill in is {{area}}, as it stands")
         return self.store.replace("{area}", area.name)
 
 
@@ -244,7 +246,7 @@ def run(job: Job, *, tell: Callable[[str, growing.Outcome], None] | None = None)
                 done = any(outcome.state != "failed" for outcome in part.dates)
                 part.state = "partial" if done else "failed"
             except Exception as error:
-                if isinstance(error, OSError) and error.errno in growing.NO_ROOM:
+                if growing.no_room(error):
                     raise
                 part.error = without_secrets(f"{type(error).__name__}: {error}")
                 part.state = "partial" if part.dates else "failed"
@@ -288,6 +290,27 @@ def _save(job: Job, report: Report) -> None:
     beside.replace(path)
 
 
+def _check_report(report: Any, path: Path) -> None:
+    """Raise where a report, or the file that it is prepared in, would take the place of the job's file."""
+    if not isinstance(report, str):
+        return
+    written = Path(report)
+    if path.resolve() in (written.resolve(), written.with_suffix(".new").resolve()):
+        raise ValueError(f"{path}: report={report!r} would overwrite the job's file. Name another, such as report.json")
+
+
+def _is_cluster(kind: Any) -> bool:
+    """Return whether something makes Dask clusters: dask_gateway's has a base of its own."""
+    from distributed.deploy.cluster import Cluster
+    from distributed.deploy.spec import SpecCluster
+
+    if not isinstance(kind, type) or kind in (Cluster, SpecCluster):
+        return False
+    return issubclass(kind, Cluster) or (
+        kind.__module__.startswith("dask_gateway.") and kind.__name__.endswith("Cluster")
+    )
+
+
 @contextmanager
 def _cluster(options: Mapping[str, Any], files: Sequence[str]) -> Iterator[None]:
     """Have a Dask cluster that has some files while the context lasts, or compute in threads of this process."""
@@ -306,6 +329,8 @@ def _cluster(options: Mapping[str, Any], files: Sequence[str]) -> Iterator[None]
             make = getattr(import_module(module), kind)
         except (ImportError, AttributeError) as error:
             raise ImportError(f"[cluster] class={name!r}: {error}. Install what it is part of") from error
+        if not _is_cluster(make):
+            raise ValueError(f"[cluster] class={name!r} is no class of Dask clusters, such as distributed.LocalCluster")
         cluster = make(**options.get("options", {}))
     with cluster as at, Client(at) as client:
         workers = options.get("workers")

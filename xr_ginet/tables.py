@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .paths import expanded
+
 T = TypeVar("T")
 
 
@@ -21,7 +23,7 @@ def read(path: str | Path, make: Callable[[dict[str, Any], Path], T]) -> T:
     ValueError
         If it is no TOML, or ``make`` refuses it or stumbles over a value that has not the type that it should have.
     """
-    path = Path(path)
+    path = Path(expanded(path))
     try:
         table = tomllib.loads(path.read_text())
     except (RecursionError, ValueError) as error:

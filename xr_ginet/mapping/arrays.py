@@ -7,6 +7,7 @@ import numpy as np
 import xarray as xr
 
 from ..sentinel2.grids import COARSE_DIMS, FINE_DIMS, Bands, Grid, check_nesting
+from ..sentinel2.radiometry import check_bands_of_block
 
 
 def check_cube(ds: xr.Dataset, bands: Bands) -> None:
@@ -44,12 +45,16 @@ def check_bands(ds: xr.Dataset, names: tuple[str, ...], dims: tuple[str, str]) -
         if not np.issubdtype(band.dtype, np.floating):
             raise ValueError(
                 f"{name} is {band.dtype}: digital numbers; the network needs reflectance. Type "
-                "xr_ginet.pair(ds_10m, ds_20m, scale=1e-4), with offset=-0.1 where the product kept its offset"
+                "superresolve(scale=1e-4) or xr_ginet.pair(ds_10m, ds_20m, scale=1e-4), with offset=-0.1 where the "
+                "product kept its offset"
             )
 
 
 def stack_bands(ds: xr.Dataset, names: tuple[str, ...], dims: tuple[str, str]) -> da.Array:
-    """Return the bands as one lazy array ``([time,] band, y, x)``, chunked as the first, one task per chunk."""
+    """Return the bands as one lazy array ``([time,] band, y, x)``, chunked as the first, one task per chunk.
+
+    A block that is no reflectance is refused when it is computed, see `check_bands_of_block`.
+    """
     first, *others = (ds[name].transpose(..., *dims).chunk().data for name in names)
     others = [band.rechunk(first.chunks) for band in others]
     axis = first.ndim - 2
@@ -58,6 +63,7 @@ def stack_bands(ds: xr.Dataset, names: tuple[str, ...], dims: tuple[str, str]) -
         first,
         *others,
         axis=axis,
+        names=names,
         dtype=first.dtype,
         new_axis=axis,
         chunks=(*first.chunks[:-2], (len(names),), *first.chunks[-2:]),
@@ -65,5 +71,6 @@ def stack_bands(ds: xr.Dataset, names: tuple[str, ...], dims: tuple[str, str]) -
     )
 
 
-def _stack(*blocks: np.ndarray, axis: int) -> np.ndarray:
+def _stack(*blocks: np.ndarray, axis: int, names: tuple[str, ...]) -> np.ndarray:
+    check_bands_of_block(blocks, names)
     return np.stack(blocks, axis=axis)

@@ -16,9 +16,10 @@ import xarray as xr
 from .. import __version__
 from ..sentinel2.bands import BANDS
 from ..sentinel2.catalog import complete
-from ..sentinel2.grids import FINE_DIMS, SIXTY, TWENTY, Bands, read_crs
-from ..sentinel2.layouts import band_attrs, place
+from ..sentinel2.grids import DIMS, FINE_DIMS, SIXTY, TWENTY, Bands, read_crs
+from ..sentinel2.layouts import band_attrs, lasting_attrs, place
 from ..sentinel2.native import two_grids
+from ..sentinel2.provenance import OF_A_DATE, loaded
 from ..sentinel2.search import DEFAULT_COLLECTION
 from .arrays import check_bands, check_cube, stack_bands
 from .classical import N_CLUSTERS, Bicubic, ClusterGuide, ClusterRegression, HighPassModulation, fit_clusters
@@ -57,6 +58,9 @@ def superresolve(
     catalog: Catalog | None = None,
     collection: str = DEFAULT_COLLECTION,
     sign: Callable[[Any], Any] | None = None,
+    scale: float | None = None,
+    offset: float = 0.0,
+    nodata: float | None = 0,
 ) -> xr.Dataset:
     """Return all bands of a two-grid cube on its 10 m grid, lazily.
 
@@ -89,10 +93,10 @@ def superresolve(
         Of the network's arithmetic and of its output. ``"mixed"`` is for CUDA devices, and what ``"auto"`` is there:
         float32 but for most convolutions, which have 16 bits; up to ten times as fast. On a real scene it differed from
         float64 by less than 1e-3, its RMS by less than 1e-4 (``benchmarks/gpu/measured.md``). ``"bfloat16"`` is for
-        processors, and what ``"auto"`` is on those that multiply such numbers faster, which is measured once: float32
-        but for the residual blocks. It changes RMSE by less than 0.1 % (``benchmarks/bfloat16.md``). Other processors
-        round alike, so that it does not matter which worker of a cluster has a block; with ``"float32"`` it does not
-        matter where the graph was built either.
+        processors, and what ``"auto"`` is on those whose instructions multiply such numbers faster (AMX; AMD's since
+        Zen 4): float32 but for the residual blocks. It changes RMSE by less than 0.1 % (``benchmarks/bfloat16.md``).
+        ``"auto"`` is decided where the graph is built, by what the machine is and always alike; a cluster's workers
+        compute what was decided.
     consistency : {"none", "exact"}
         ``"exact"``: at the end the mean of each 2 × 2 block is made to equal the 20 m pixel that it came from.
     self_ensemble : bool
@@ -104,12 +108,16 @@ def superresolve(
     catalog, collection, sign : optional
         Where to find the 20 m bands of a cube that holds only the 10 m ones, see `xr_ginet.open_stac`: the items of the
         same days over the same ground are searched, and what is missing is loaded from them.
+    scale, offset, nodata : float, optional
+        For bands that hold digital numbers, as in `pair`.
 
     Returns
     -------
     Dataset
         Dims ``[time,] y, x``: the 10 m bands as they came, the 20 m bands at 10 m, chunked in y and x as the first 10 m
-        band. A pixel of a 20 m band is missing where its 20 m pixel or any 10 m band is; missing pixels around it were
+        band. Coordinates, attributes and variables that are no bands, as ``SCL`` on ``y_20m, x_20m``, are kept, but for
+        attributes that no longer hold, such as ``scale_factor``; bands of 60 m that are not super-resolved are left
+        out. A pixel of a 20 m band is missing where its 20 m pixel or any 10 m band is; missing pixels around it were
         filled with the mean of the valid ones within 80 m, so values near a gap may differ from those without it.
 
     Raises
@@ -117,7 +125,8 @@ def superresolve(
     ValueError
         If a band is missing, holds digital numbers or lies on the wrong grid; if the grids do not nest; if the depth
         is not a multiple of 2; if an option makes no sense without weights; if CUDA is asked for and absent, or
-        a precision that is not for the device. When computed: if the 20 m bands of a 10 m cube were interpolated.
+        a precision that is not for the device. When computed: if the 20 m bands of a 10 m cube were interpolated, or
+        the median of a block of floats is far from any reflectance.
     FileNotFoundError
         If there are no such weights.
 
@@ -129,7 +138,7 @@ def superresolve(
         raise ValueError(f"bands={bands!r}: must be '20m', or 'all' for those of 60 m too")
     if weights_60m is not None and bands != "all":
         raise ValueError("weights_60m is for the 60 m bands, which are left out. Type bands='all'")
-    ds = two_grids(ds)
+    ds = two_grids(ds, scale=scale, offset=offset, nodata=nodata)
     checkpoint = None if weights is None else resolve_weights(weights, device)
     native = TWENTY if checkpoint is None else bands_of_network(checkpoint.config)
     if catalog is not None:
@@ -187,9 +196,10 @@ def _with_sixty(
                 "resolution = 60, see xr_ginet.training.run, or leave weights_60m out"
             )
         sixty = _by_network(ds, checkpoint, depth if depth == "auto" else "exact", network)
-        told = {"ginet_method_60m": "network"} | {f"{k}_60m": sixty.attrs[k] for k in ("ginet_weights", SHA256)}
+        told = {f"{key}_60m": sixty.attrs[key] for key in ("ginet_weights", SHA256, "ginet_depth")}
+        told |= {"ginet_method_60m": "network"}
     both = result.assign({name: sixty[name] for name in SIXTY.coarse}).assign_attrs(told)
-    return both[[name for name in BANDS if name in both]]
+    return _in_order(both)
 
 
 def _by_network(ds: xr.Dataset, checkpoint: Checkpoint, depth: int | str, network: Network) -> xr.Dataset:
@@ -281,19 +291,21 @@ def _map_bands(
         resources=resources,
         by_part=isinstance(function, Predictor),
     )
-    cube = ds[list(bands.fine)].drop_attrs(deep=False)
+    cube = _without_coarse(ds, bands)
     first = cube[bands.fine[0]].transpose(..., *FINE_DIMS)
     chunks = dict(zip(first.dims, result.chunks[:-3] + result.chunks[-2:], strict=True))
     for name in bands.fine:
         cube[name] = cube[name].chunk(chunks)
     for i, name in enumerate(bands.coarse):
-        cube[name] = first.copy(data=result[..., i, :, :]).drop_attrs().assign_attrs(band_attrs(name))
+        cube[name] = first.copy(data=result[..., i, :, :])
+    for name in (*bands.fine, *bands.coarse):
+        cube[name].attrs = band_attrs(name) | lasting_attrs(ds[name].attrs)
     for variable in cube.variables.values():
         variable.encoding = {}  # of the store that the cube was read from
-    inherited = {key: value for key, value in ds.attrs.items() if key.startswith("source_") or key == "radiometry"}
-    cube = cube[[name for name in BANDS if name in cube]].assign_attrs(
-        inherited
-        | {"title": "Sentinel-2, all bands at 10 m", "Conventions": "CF-1.10"}
+    inherited = {k: v for k, v in lasting_attrs(ds.attrs).items() if k in OF_A_DATE or not str(k).startswith("ginet_")}
+    cube = _in_order(cube).assign_attrs(
+        {"title": "Sentinel-2, all bands at 10 m", "Conventions": "CF-1.10"}
+        | inherited
         | dict(provenance)
         | {
             "ginet_depth": depth,
@@ -302,7 +314,21 @@ def _map_bands(
             "ginet_version": __version__,
         }
     )
-    return place(cube, crs=read_crs(ds))
+    return loaded(place(cube, crs=read_crs(ds)))
+
+
+def _without_coarse(ds: xr.Dataset, bands: Bands) -> xr.Dataset:
+    """Return a cube without attributes, bands that are not fine, and grids on which nothing lies then."""
+    cube = ds.drop_vars([name for name in ds.data_vars if name in BANDS and name not in bands.fine])
+    used = {dim for variable in cube.data_vars.values() for dim in variable.dims}
+    left = [dim for dims in DIMS.values() for dim in dims if dim in cube.dims and dim not in used]
+    return cube.drop_dims(left).copy().drop_attrs(deep=False)
+
+
+def _in_order(cube: xr.Dataset) -> xr.Dataset:
+    """Return a cube whose bands are in the order of wavelengths, and before all else."""
+    bands = [name for name in BANDS if name in cube]
+    return cube[[*bands, *(name for name in cube.data_vars if name not in bands)]]
 
 
 def guide(

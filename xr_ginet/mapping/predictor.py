@@ -9,6 +9,7 @@ that its memory does not hold is worked on in parts.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import operator
 import os
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 Consistency = Literal["none", "exact"]
 Precision = Literal["auto", "float32", "float64", "mixed", "bfloat16"]
+
+_log = logging.getLogger(__name__)
 
 _too_large: dict[Predictor, int] = {}
 """Pixels of the smallest block that did not fit a device's memory."""
@@ -69,6 +72,9 @@ class Predictor:
     depth: int | None = None
     """Fine pixels around the part of a block that is asked for which the network sees; None: all of them. What lies
     further away only fills gaps."""
+    multiplied: Literal["float32", "bfloat16"] = "float32"
+    """How ``bfloat16`` multiplies what it has rounded: the faster way where the graph was built, and then everywhere,
+    so that it does not matter which worker of a cluster has a block."""
 
     @classmethod
     def of(
@@ -85,10 +91,12 @@ class Predictor:
         """Return the predictor of a checkpoint.
 
         ``device="auto"`` is CUDA where there is one, else the CPU; ``precision="auto"`` is mixed on CUDA devices, on
-        processors bfloat16 where that is measured to be faster, else float32. Whether a device is there is found out
-        now, unless it will run ``elsewhere``.
+        processors bfloat16 where `network.bfloat16.is_faster` says so, else float32. All of it is decided now, here,
+        whoever computes; whether a device is there is found out now, unless it will run ``elsewhere``.
         """
         import torch
+
+        from ..network.bfloat16 import is_faster
 
         if precision not in (names := get_args(Precision)):
             raise ValueError(f"precision={precision!r}: must be one of {', '.join(names)}")
@@ -122,6 +130,7 @@ class Predictor:
             consistency,
             self_ensemble,
             depth,
+            "bfloat16" if precision == "bfloat16" and is_faster() else "float32",
         )
 
     @property
@@ -206,7 +215,7 @@ class Predictor:
         if torch.get_num_threads() != threads:  # torch keeps a number for each thread
             torch.set_num_threads(threads)
         with torch.inference_mode(), arithmetic(self.device):
-            network = _network(path, self.sha256, self.device, self.precision)
+            network = _network(path, self.sha256, self.device, self.precision, self.multiplied)
             results = [
                 self._within_memory(function, network, *(image[i : i + 1] for image in images))
                 for i in range(len(images[0]))
@@ -334,12 +343,12 @@ def _where_it_is(path: str) -> str:
 
 
 @lru_cache(maxsize=4)
-def _network(path: str, sha256: str, device: str, precision: Precision) -> GINet:
+def _network(path: str, sha256: str, device: str, precision: Precision, multiplied: str) -> GINet:
     """Return the network of a checkpoint; at most four per process are kept."""
     import torch
 
     from ..network import load_checkpoint
-    from ..network.bfloat16 import in_bfloat16
+    from ..network.bfloat16 import in_bfloat16, is_faster
     from ..network.mixed import mix
 
     checkpoint = load_checkpoint(path)
@@ -350,5 +359,7 @@ def _network(path: str, sha256: str, device: str, precision: Precision) -> GINet
     if precision == "mixed":
         return mix(checkpoint.network().to(device, torch.float32))
     if precision == "bfloat16":
-        return in_bfloat16(checkpoint.network())
+        if multiplied == "bfloat16" and not is_faster():
+            _log.warning("this processor multiplies bfloat16 slowly; precision='float32' would be faster here")
+        return in_bfloat16(checkpoint.network(), getattr(torch, multiplied))
     return checkpoint.network().to(device, getattr(torch, precision))

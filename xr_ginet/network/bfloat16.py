@@ -1,15 +1,18 @@
 """The network with its residual blocks in bfloat16, for processors that multiply such numbers faster.
 
 The inputs, weights and results of the blocks' convolutions are rounded to the 8 leading bits of bfloat16. What is added
-up within them, the skip connections and everything else stay in 32 bits. A processor without such instructions rounds
-alike and multiplies in 32 bits, so that all of a cluster's workers compute the same function.
+up within them, the skip connections and everything else stay in 32 bits. The rounded numbers are multiplied in bfloat16
+or, without a use for its instructions, in float32: sums then differ in their last bits, which rounding can show. So it
+is decided once, where a graph is built, and by what the processor is, never by a measurement.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable
+import os
+import re
+from collections.abc import Iterable, Set
 from functools import lru_cache
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -18,32 +21,57 @@ from torch import Tensor, nn
 
 from .ginet import GINet, ResidualBlock, Stage
 
-WORTHWHILE = 1.2
-"""How many times as fast convolutions must be; about 2.3 where processors have instructions for them, else below 1."""
+WITHOUT_DOT_PRODUCTS = frozenset(
+    ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
+)
+"""What ONEDNN_MAX_CPU_ISA may be for oneDNN to have no products of bfloat16; other values are no such limit."""
+WITHOUT_TILES = WITHOUT_DOT_PRODUCTS | {"AVX512_CORE_BF16", "AVX512_CORE_FP16", "AVX10_1_512"}
+"""What it may be for oneDNN to have no AMX."""
 
 
 @lru_cache(maxsize=1)
 def is_faster() -> bool:
-    """Return whether convolutions in bfloat16 are faster here than in float32: measured once, in 20 ms."""
-    taken = []
-    with torch.inference_mode():
-        for dtype in (torch.float32, torch.bfloat16):
-            x, weight = torch.ones(1, 32, 96, 96, dtype=dtype), torch.ones(32, 32, 3, 3, dtype=dtype)
-            x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
-            F.conv2d(x, weight, padding=1)
-            taken.append(min(_seconds(x, weight) for _ in range(5)))
-    return taken[0] > WORTHWHILE * taken[1]
+    """Return whether this processor multiplies bfloat16 faster than float32, by what it is: the same in every run."""
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or ""
+    return torch.backends.mkldnn.is_available() and multiplies_faster(*_processor(), limit.upper())
 
 
-def _seconds(x: Tensor, weight: Tensor) -> float:
-    start = time.perf_counter()
-    F.conv2d(x, weight, padding=1)
-    return time.perf_counter() - start
+def multiplies_faster(vendor: str, instructions: Set[str], limit: str = "") -> bool:
+    """Return whether a processor multiplies bfloat16 faster than float32.
+
+    AMX does. AVX-512's dot products do on AMD's processors (Zen 4 and later: ``benchmarks/bfloat16.md``); Intel's take
+    one at a time where they take two of float32, and without AMX need a fifth to a third more time for a network.
+
+    Parameters
+    ----------
+    vendor : str
+        As the processor tells: ``GenuineIntel``, ``AuthenticAMD``.
+    instructions : set of str
+        As Linux calls them, such as ``amx_bf16``.
+    limit : str
+        Value of ONEDNN_MAX_CPU_ISA: the last instructions that oneDNN may use.
+    """
+    if "amx_bf16" in instructions and limit not in WITHOUT_TILES:
+        return True
+    return vendor == "AuthenticAMD" and "avx512_bf16" in instructions and limit not in WITHOUT_DOT_PRODUCTS
 
 
-def in_bfloat16(network: GINet) -> GINet:
-    """Replace a network's residual blocks by their form in bfloat16, for inference on processors, and return it."""
-    kind = torch.bfloat16 if is_faster() else torch.float32
+def _processor() -> tuple[str, frozenset[str]]:
+    """Return this processor's vendor and instructions; nothing where Linux does not tell them."""
+    try:
+        told = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return "", frozenset()
+    vendor, flags = (re.search(rf"^{key}\s*:(.*)$", told, re.MULTILINE) for key in ("vendor_id", "flags"))
+    return vendor[1].strip() if vendor else "", frozenset(flags[1].split()) if flags else frozenset()
+
+
+def in_bfloat16(network: GINet, multiplied: torch.dtype | None = None) -> GINet:
+    """Replace a network's residual blocks by their form in bfloat16, for inference on processors, and return it.
+
+    ``multiplied`` is the dtype of the products, bfloat16 or float32; None: the faster one here.
+    """
+    kind = multiplied or (torch.bfloat16 if is_faster() else torch.float32)
     for stage in cast(Iterable[Stage], network.stages):
         stage.correction.blocks = cast(nn.Sequential, RoundedBlocks(stage.correction.blocks, kind))
     return network

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from ..paths import expanded
 from .ginet import GINet, GINetConfig
 
 DEFAULT, DEFAULT_ON_GPU = "ginet-s", "ginet"
@@ -80,7 +81,7 @@ def load_checkpoint(weights: str | Path = "default") -> Checkpoint:
         If the file is not a safetensors file or holds no GINet configuration.
     """
     packaged = PACKAGED / f"{DEFAULT if weights == 'default' else weights}.safetensors"
-    path = packaged if packaged.is_file() else Path(weights)
+    path = packaged if packaged.is_file() else Path(expanded(weights))
     if not path.is_file():
         raise FileNotFoundError(
             f"no weights {str(weights)!r}: neither a file nor one of the packaged {', '.join(available_weights())}. "
@@ -123,6 +124,7 @@ def save_checkpoint(path: str | Path, network: GINet, card: Mapping[str, Any] | 
     # One key: safetensors writes several in an order that changes from process to process, and the hash with it.
     content = {"config": dataclasses.asdict(network.config), "card": dict(card or {})}
     metadata = {METADATA_KEY: json.dumps(content)}
+    path = expanded(path)
     state = {key: tensor.detach().cpu().contiguous() for key, tensor in network.state_dict().items()}
     save_file(state, path, metadata=metadata)
     return read_checkpoint(Path(path))

@@ -6,7 +6,6 @@ their attributes; whether xarray has applied that already is in their encoding.
 
 from __future__ import annotations
 
-import numpy as np
 import xarray as xr
 
 from .bands import BANDS_20M, SCL, band_name
@@ -35,7 +34,7 @@ def to_cube(tree: xr.DataTree) -> xr.Dataset:
     ValueError
         If the tree has no group of 10 m or 20 m reflectance, or digital numbers without scale.
     """
-    fine, coarse = (_stated(_group(tree, name)) for name in ("r10m", "r20m"))
+    fine, coarse = (_marked(_group(tree, name)) for name in ("r10m", "r20m"))
     if CLASSIFICATION in tree:
         coarse[SCL] = tree[CLASSIFICATION].variable
     if crs := _crs(tree):
@@ -80,15 +79,12 @@ def _group(tree: xr.DataTree, resolution: str) -> xr.Dataset:
     return group.to_dataset(inherit=False)
 
 
-def _stated(group: xr.Dataset) -> xr.Dataset:
-    """Return a group whose digital numbers state their scale, also where only ``_eopf_attrs`` does."""
-    group = group.copy()
-    for name, band in group.data_vars.items():
-        stated = band.attrs.get("_eopf_attrs")
-        if isinstance(stated, dict) and "scale_factor" not in band.attrs and np.issubdtype(band.dtype, np.integer):
-            known = {k: stated[k] for k in ("scale_factor", "add_offset", "fill_value") if k in stated}
-            group[name] = band.assign_attrs(known)
-    return group
+def _marked(group: xr.Dataset) -> xr.Dataset:
+    """Return a group whose bands say that they were digital numbers, also where their attributes were lost.
+
+    So `pair` knows what the missing pixels of decoded ones are.
+    """
+    return group.assign({name: band.assign_attrs(units="digital_counts") for name, band in group.data_vars.items()})
 
 
 def _crs(tree: xr.DataTree) -> str | int | None:

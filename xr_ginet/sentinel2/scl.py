@@ -17,6 +17,7 @@ import xarray as xr
 
 from .bands import SCL, band_name
 from .grids import COARSE_DIMS, DIMS
+from .provenance import MASK, known, of_dates
 
 CLASSES = (
     "no data",
@@ -56,7 +57,8 @@ def mask_clouds(ds: xr.Dataset, classes: Sequence[int] = CLOUDY, *, buffer: int 
     Returns
     -------
     Dataset
-        As ``ds``, bands NaN at 10 m, 20 m and 60 m where a 20 m pixel of such a class lies within them.
+        As ``ds``, bands NaN at 10 m, 20 m and 60 m where a 20 m pixel of such a class lies within them. Its
+        ``ginet_mask``, a coordinate along ``time`` or an attribute, tells the classes and the buffer.
 
     Raises
     ------
@@ -78,7 +80,10 @@ def mask_clouds(ds: xr.Dataset, classes: Sequence[int] = CLOUDY, *, buffer: int 
         masked = masked.copy(data=_dilate(masked.data, buffer))
     grids = {dims: _on_grid(masked, dims) for dims in DIMS.values() if set(dims) <= set(ds.dims)}
     bands = [ds[name] for name in ds.data_vars if band_name(str(name)) == name]
-    return ds.assign({b.name: b.where(~m) for b in bands for dims, m in grids.items() if set(dims) <= set(b.dims)})
+    cube = ds.assign({b.name: b.where(~m) for b in bands for dims, m in grids.items() if set(dims) <= set(b.dims)})
+    mask = f"{SCL} {' '.join(str(c) for c in sorted(set(classes)))}, buffer {buffer}"
+    before = [one.get(MASK, "none") for one in known(ds)]
+    return of_dates(cube, [{MASK: mask if one == "none" else f"{one}; {mask}"} for one in before])
 
 
 def _on_grid(masked: xr.Variable, dims: tuple[str, str]) -> xr.DataArray:

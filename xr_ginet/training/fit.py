@@ -34,6 +34,8 @@ except ImportError as error:
     raise ImportError("training needs Lightning: pip install 'xr-ginet[train]'") from error
 
 from ..network import Checkpoint, GINet, load_checkpoint, save_checkpoint
+from ..paths import expanded
+from ..sentinel2.provenance import ITEMS, of_all
 from .objective import relative_error
 from .patches import Patches, PatchOptions, Sample
 
@@ -407,6 +409,7 @@ def adapt(
         averaging=0.98,
         accelerator="cpu",
     )
+    path = expanded(path)
     if not Path(path).parent.is_dir():
         raise FileNotFoundError(f"no folder {Path(path).parent} to write the adapted weights to")
     fitted = fit(start.network(), Patches([ds], options), fitting, progress=progress)
@@ -418,7 +421,7 @@ def adapt(
         "task": f"Sentinel-2 {options.resolution} m to 10 m",
         "degradation": options.degradation,
         "adapted_from": {"name": start.name, "sha256": start.sha256, "card": start.card},
-        "adapted_on": np.atleast_1d(ds.attrs.get("source_items", [])).astype(str).tolist(),
+        "adapted_on": np.atleast_1d(of_all(ds).get(ITEMS, [])).astype(str).tolist(),
         "steps": steps,
         "share": fitting.share,
         "blur": options.blur,

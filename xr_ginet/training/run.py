@@ -35,7 +35,9 @@ import xarray as xr
 
 from .. import tables
 from ..network import Checkpoint, GINet, GINetConfig, load_checkpoint, save_checkpoint
+from ..paths import expanded
 from ..sentinel2.addresses import public_url
+from ..sentinel2.arrays import open_cube
 from ..sentinel2.grids import TWENTY
 from ..tables import build
 from .fit import FitOptions, fit
@@ -107,7 +109,7 @@ def _with_path(entry: Table, folder: Path, section: str) -> Table:
         raise ValueError(f"[[{section}]] {dict(entry)}: path= of a Zarr cube or catalog= of a STAC API is needed")
     if "path" not in entry or "://" in entry["path"]:
         return entry
-    return {**entry, "path": str(folder / entry["path"])}
+    return {**entry, "path": str(folder / expanded(entry["path"]))}
 
 
 def open_cubes(entries: tuple[Table, ...]) -> list[xr.Dataset]:
@@ -116,7 +118,7 @@ def open_cubes(entries: tuple[Table, ...]) -> list[xr.Dataset]:
     for entry in entries:
         options = {key: value for key, value in entry.items() if key != "repeat"}
         if "path" in options:
-            cube = xr.open_zarr(options.pop("path"), decode_coords="all", **options)
+            cube = open_cube(options.pop("path"), **options)
         else:
             from ..sentinel2.catalog import open_stac
 
@@ -159,7 +161,7 @@ def train(run: Run, folder: str | Path, *, progress: bool = False, command: str 
     ValueError
         As `Patches` and `fit` do.
     """
-    folder = Path(folder)
+    folder = Path(expanded(folder))
     folder.mkdir(parents=True, exist_ok=True)
     patches = Patches(open_cubes(run.train), run.patches)
     network = new_network(run, patches)
