@@ -275,12 +275,15 @@ def _is_item(item: Any) -> bool:
 
 def _print_plan(cube: Any, result: Any, store: str, checkpoint: Any, device: str) -> None:
     """Print what would be read, the size of the graph and the memory of one block."""
-    from .mapping.predictor import block_memory
+    from .mapping.predictor import block_memory, worked_on
 
     height, width = (
         min(result.sizes[d], max(result.chunksizes[d]) + 2 * result.attrs["ginet_depth"]) for d in ("y", "x")
     )
-    block = block_memory(checkpoint.config, height, width, result.attrs["ginet_precision"])
+    how = checkpoint.config, height, width, result.attrs["ginet_precision"], device
+    block, part = block_memory(*how), worked_on(*how)
+    at_once = f"one block of {height} × {width} at a time"
+    at_once += "" if part == (height, width) else f", in parts of at most {part[0]} × {part[1]}"
     whose = "per process" if device == "cpu" else f"of {device}'s memory"
     tasks = len(result.__dask_graph__())
     chunks = result["B05"].data.npartitions
@@ -292,7 +295,7 @@ def _print_plan(cube: Any, result: Any, store: str, checkpoint: Any, device: str
         f"result   {_sizes(result)}, {result.nbytes / 1e9:.3g} GB as float32",
         f"graph    {tasks} tasks, {chunks} chunks, {tasks / chunks:.0f} tasks per chunk",
         f"weights  {checkpoint.name} ({checkpoint.sha256[:12]}), depth {result.attrs['ginet_depth']} pixels",
-        f"memory   at most {block / 1e9:.2g} GB {whose} for the network, one block of {height} × {width} at a time",
+        f"memory   at most {block / 1e9:.2g} GB {whose} for the network, {at_once}",
         f"store    {store}, {'which exists; ' if _is_store(store) else ''}not written: dry run",
     ):
         typer.echo(line)
