@@ -30,7 +30,7 @@ STANDARD = {"numpy", "xarray"}
 MAY_IMPORT = {
     "sentinel2": STANDARD | {"stackstac", "tenacity", "sentinel2"},
     "network": {"numba", "numpy", "torch", "triton", "safetensors", "network"},
-    "mapping": STANDARD | {"scipy", "dask", "sentinel2", "mapping", "training", "__init__"},
+    "mapping": STANDARD | {"paths", "scipy", "dask", "sentinel2", "mapping", "training", "__init__"},
     "evaluation": STANDARD | {"dask", "mapping", "sentinel2", "training"},
     "encoding": STANDARD | {"sentinel2"},
     "store": STANDARD | {"encoding", "growing", "schedulers", "sentinel2", "transactions"},

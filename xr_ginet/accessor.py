@@ -49,7 +49,7 @@ class GINetAccessor:
         weights: str | Path | Checkpoint | None = "default",
         bands: Literal["20m", "all"] = "20m",
         weights_60m: str | Path | Checkpoint | None = None,
-        depth: int | str = "exact",
+        depth: int | str | None = None,
         device: str = "auto",
         precision: Precision = "auto",
         consistency: Consistency = "none",
@@ -61,6 +61,7 @@ class GINetAccessor:
         scale: float | None = None,
         offset: float = 0.0,
         nodata: float | None = 0,
+        like_store: Any = None,
     ) -> xr.Dataset:
         """Return all bands on the 10 m grid, lazily: see `xr_ginet.superresolve`."""
         return mapping.superresolve(
@@ -80,6 +81,7 @@ class GINetAccessor:
             scale=scale,
             offset=offset,
             nodata=nodata,
+            like_store=like_store,
         )
 
     def guide(

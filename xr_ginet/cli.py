@@ -6,11 +6,14 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from .paths import expanded
+
+if TYPE_CHECKING:
+    from .mapping.likeness import Choice
 
 app = typer.Typer(help="Sentinel-2 at 10 m in all bands.", no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -41,7 +44,7 @@ def superresolve(
         str | None, typer.Option(help="For them, a .safetensors file; without it by regression.")
     ] = None,
     chunks: Annotated[int, typer.Option(help="Pixels per chunk and axis at 10 m.")] = 1024,
-    depth: Annotated[str, typer.Option(help="'exact', 'auto', or overlap in 10 m pixels.")] = "exact",
+    depth: Annotated[str | None, typer.Option(help="'exact' (the default), 'auto', or overlap in 10 m pixels.")] = None,
     device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
     precision: Annotated[
         Literal["auto", "float32", "float64", "mixed", "bfloat16"],
@@ -57,7 +60,12 @@ def superresolve(
     zarr_format: Annotated[int, typer.Option(help="3 or 2.")] = 3,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing store.")] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Write date by date, and skip what the store holds completely.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Write date by date, and skip what the store holds completely. Weights, depth and precision that are "
+            "not given are those of the store.",
+        ),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would be done, and stop.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
@@ -65,8 +73,7 @@ def superresolve(
     """Super-resolve what a STAC catalogue holds of an area, into a Zarr store."""
     from . import open_stac
     from . import superresolve as superresolve_cube
-    from .mapping.devices import choose_device
-    from .mapping.pipeline import resolve_weights
+    from .mapping.likeness import Choice, like_the_store
     from .sentinel2.bands import layers_for
 
     with _errors_as_messages():
@@ -81,19 +88,20 @@ def superresolve(
         )
         if mask_clouds:
             cube = cube.ginet.mask_clouds()
+        _log_to_shell(quiet=quiet)
+        choice = Choice(weights, int(depth) if depth and depth.isdigit() else depth, device, precision)
+        if resume:
+            choice = like_the_store(store, choice)
         result = superresolve_cube(
             cube,
-            weights=weights,
             bands=bands,
             weights_60m=weights_60m,
-            depth=int(depth) if depth.isdigit() else depth,
-            device=device,
-            precision=precision,
+            **choice._asdict(),
             consistency=consistency,
             self_ensemble=self_ensemble,
         )
         if dry_run:
-            _print_plan(cube, result, store, resolve_weights(weights, device), choose_device(device))
+            _print_plan(cube, result, store, choice)
             return
         result.ginet.to_zarr(
             store,
@@ -122,18 +130,22 @@ def overviews(
 @app.command()
 def submit(
     job: Annotated[Path, typer.Argument(help="TOML file: catalogue, areas, dates, store, cluster; see xr_ginet.jobs.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would be done, and stop.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the summary, and what failed.")] = False,
 ) -> None:
     """Run a batch job; again to go on with it. Exit code 0: all is complete, 3: some dates or areas failed."""
-    import logging
-
     with _errors_as_messages():
         from . import jobs
 
-        level = logging.WARNING if quiet else logging.INFO
-        logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
-        logging.getLogger("xr_ginet").setLevel(level)
-        report = jobs.run(jobs.Job.from_toml(job))
+        _log_to_shell(quiet=quiet)
+        read = jobs.Job.from_toml(job)
+        if dry_run:
+            for planned in read.area:
+                typer.echo(f"area     {planned.name}")
+                opened = jobs.open_area(read, planned)
+                _print_plan(opened.cube, opened.result, read.store_of(planned), opened.choice)
+            return
+        report = jobs.run(read)
     for area in report.areas:
         typer.echo(f"{area.area}: {area.state}, {area.store}" + (f": {area.error}" if area.error else ""))
     typer.echo(f"{report.state}: " + ", ".join(f"{number} dates {state}" for state, number in report.counts.items()))
@@ -192,7 +204,7 @@ def evaluate(
         )
         typer.echo(evaluation.to_markdown(table))
         if out:
-            expanded(out).write_text(evaluation.WRITERS[out.suffix](table) + "\n")
+            expanded(out).write_text(evaluation.WRITERS[out.suffix](table) + "\n", encoding="utf-8")
 
 
 @app.command()
@@ -201,6 +213,14 @@ def info(target: Annotated[str, typer.Argument(help="Zarr store, packaged checkp
     with _errors_as_messages():
         description = _describe_store(target) if _is_store(target) else _describe_weights(target)
         typer.echo(json.dumps(description, indent=2, default=str))
+
+
+def _log_to_shell(*, quiet: bool) -> None:
+    """Show what the library logs: warnings, or all of it."""
+    import logging
+
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("xr_ginet").setLevel(logging.WARNING if quiet else logging.INFO)
 
 
 @contextmanager
@@ -223,7 +243,7 @@ def _items_of(catalog: str) -> Any:
         return catalog
     if not path.is_file():
         raise FileNotFoundError(f"{catalog} is neither the URL of a STAC API nor a file of STAC items")
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     items = content.get("features", [content]) if isinstance(content, dict) else content
     if not all(isinstance(item, dict) and {"assets", "properties", "id"} <= item.keys() for item in items):
         raise ValueError(f"{catalog} holds no STAC item: a Feature with assets, or a FeatureCollection of them")
@@ -234,29 +254,43 @@ def _items_of(catalog: str) -> Any:
     return items
 
 
-def _print_plan(cube: Any, result: Any, store: str, checkpoint: Any, device: str) -> None:
-    """Print what would be read, the size of the graph and the memory of one block."""
-    from .mapping.predictor import block_memory
+def _print_plan(cube: Any, result: Any, store: str, choice: Choice) -> None:
+    """Print what would be read and how it would be computed, the size of the graph and the memory of one block."""
+    from .mapping.devices import choose_device
+    from .sentinel2.addresses import without_secrets
+    from .sentinel2.provenance import ITEMS, REASONS, of_all
 
-    height, width = (
-        min(result.sizes[d], max(result.chunksizes[d]) + 2 * result.attrs["ginet_depth"]) for d in ("y", "x")
-    )
-    block = block_memory(checkpoint.config, height, width, result.attrs["ginet_precision"])
-    whose = "per process" if device == "cpu" else f"of {device}'s memory"
-    tasks = len(result.__dask_graph__())
-    chunks = result["B05"].data.npartitions
+    said = of_all(cube)
+    tasks, chunks = len(result.__dask_graph__()), result["B05"].data.npartitions
     pixels = sum(band.size for band in cube.data_vars.values())
+    device = "cpu" if choice.weights is None else choose_device(choice.device)
     for line in (
-        f"items    {len(cube.attrs['source_items'])}: {', '.join(cube.attrs['source_items'][:3])}"
-        + (" …" if len(cube.attrs["source_items"]) > 3 else ""),
-        f"read     {2 * pixels / 1e9:.3g} GB of digital numbers; {cube.attrs['radiometry']}",
+        f"items    {len(said[ITEMS])}: {', '.join(said[ITEMS][:3])}" + (" …" if len(said[ITEMS]) > 3 else ""),
+        f"read     {2 * pixels / 1e9:.3g} GB of digital numbers; {said[REASONS]}",
         f"result   {_sizes(result)}, {result.nbytes / 1e9:.3g} GB as float32",
         f"graph    {tasks} tasks, {chunks} chunks, {tasks / chunks:.0f} tasks per chunk",
-        f"weights  {checkpoint.name} ({checkpoint.sha256[:12]}), depth {result.attrs['ginet_depth']} pixels",
-        f"memory   at most {block / 1e9:.2g} GB {whose} for the network, one block of {height} × {width} at a time",
-        f"store    {store}, {'which exists; ' if _is_store(store) else ''}not written: dry run",
+        f"device   {device}, precision {result.attrs['ginet_precision']}",
+        *_network_lines(result, choice, device),
+        f"store    {without_secrets(store)}, {'which exists; ' if _is_store(store) else ''}not written: dry run",
     ):
         typer.echo(line)
+
+
+def _network_lines(result: Any, choice: Choice, device: str) -> Iterator[str]:
+    """Return what a plan says of the network: its weights, and the memory of one block."""
+    from .mapping.pipeline import resolve_weights
+    from .mapping.predictor import block_memory
+
+    depth = result.attrs["ginet_depth"]
+    if choice.weights is None:
+        yield f"weights  none: {result.attrs['ginet_method']}, depth {depth} pixels"
+        return
+    checkpoint = resolve_weights(choice.weights, choice.device)
+    height, width = (min(result.sizes[d], max(result.chunksizes[d]) + 2 * depth) for d in ("y", "x"))
+    block = block_memory(checkpoint.config, height, width, result.attrs["ginet_precision"])
+    whose = "per process" if device == "cpu" else f"of {device}'s memory"
+    yield f"weights  {checkpoint.name} ({checkpoint.sha256[:12]}), depth {depth} pixels"
+    yield f"memory   at most {block / 1e9:.2g} GB {whose} for the network, one block of {height} × {width} at a time"
 
 
 def _sizes(ds: Any) -> str:
@@ -273,6 +307,7 @@ def _describe_store(target: str) -> dict[str, Any]:
     import xarray as xr
 
     from .sentinel2.grids import Grid, read_crs
+    from .sentinel2.provenance import of_all
 
     with xr.open_zarr(expanded(target), decode_coords="all") as ds:
         crs = read_crs(ds)
@@ -284,8 +319,26 @@ def _describe_store(target: str) -> dict[str, Any]:
             "times": [str(t)[:19] for t in ds["time"].values.ravel()[[0, -1]]] if "time" in ds.coords else None,
             "crs": crs.to_string() if crs else None,
             "transform": Grid.from_coords(ds).transform,
-            "attributes": ds.attrs,
+            "attributes": of_all(ds),
+            "dates": _describe_dates(target, ds),
         }
+
+
+def _describe_dates(target: str, ds: Any) -> list[dict[str, Any]] | None:
+    """Return of each date what it was made from, and whether it is complete where the cube tells."""
+    from .growing import CHECKSUM, status
+    from .sentinel2.provenance import ITEMS
+
+    if "time" not in ds.dims:
+        return None
+    complete = status(target).sel(time=ds["time"]).values.tolist() if CHECKSUM in ds else None
+    items = [str(text) for text in ds[ITEMS].values] if ITEMS in ds.coords else None
+    return [
+        {"time": str(time)[:19]}
+        | ({} if complete is None else {"complete": complete[i]})
+        | ({} if items is None else {"items": items[i]})
+        for i, time in enumerate(ds["time"].values)
+    ]
 
 
 def _describe_weights(target: str) -> dict[str, Any]:
