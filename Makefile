@@ -9,7 +9,7 @@ BIN = $(VENV)/bin
 # REQUIREMENTS: a file of pinned dependencies, in the place of the newest that there are.
 REQUIREMENTS ?=
 
-.PHONY: demo test test-slow test-some test-matrix cases check bench clean
+.PHONY: demo test test-slow test-some test-matrix cases mutation check bench clean
 
 $(VENV)/.done: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -45,6 +45,13 @@ test-matrix:
 # Programs that found faults once; CASES=attack/16 runs one of them.
 cases: $(VENV)/.done
 	$(BIN)/python tests/cases.py $(CASES)
+
+# Changes of the code that no test notices: MODULE="native overlap" for some modules, SAMPLE=0 for all changes (hours).
+SAMPLE = 60
+
+mutation: $(VENV)/.done
+	$(BIN)/python -m pip install --quiet --editable ".[mutation]"
+	$(BIN)/python benchmarks/mutations.py $(MODULE) --sample $(SAMPLE)
 
 check: $(VENV)/.done
 	$(BIN)/ruff check .

@@ -6,11 +6,13 @@ that is busy with something else must not fail a test.
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 
@@ -21,6 +23,7 @@ import depths
 import faults
 import gaps
 import loader
+import mutations
 import numpy as np
 import peers
 import pipeline
@@ -322,6 +325,30 @@ def test_throughput_benchmark_writes_its_table(tmp_path: Path, monkeypatch: pyte
     assert [row[1] for row in rows[2:5]] == ["float32", "bfloat16", "float64"]
     assert rows[-1][:2] == ["ginet-xs", "64"]
     assert all(TIMED.fullmatch(cell) for row in (*rows[2:5], rows[-1]) for cell in row[2:])
+
+
+def test_mutations_page_tells_the_line_of_what_was_not_noticed() -> None:
+    module = "sentinel2/native"
+    source = (mutations.ROOT / "xr_ginet" / f"{module}.py").read_text()
+    function = next(n for n in ast.walk(ast.parse(source)) if getattr(n, "name", None) == "_even")
+    before = ast.unparse(function)
+    name = "xr_ginet.sentinel2.native.x__even__mutmut_7"
+    place = mutations.place(module, name, before, before.replace("// 2 * 2", "// 2 * 3"))
+    assert "// 2 * 2" in source.splitlines()[place[0] - 1]
+    assert place[1].replace("// 2 * 2", "// 2 * 3") == place[2]
+    found = mutations.Found(module, 300, 40, Counter({"killed": 35, "survived": 2, "not checked": 3}), [place])
+    assert found.row() == [f"`{module}`", "300", "37", "35", "95%"]
+    assert f"| {place[0]} | `{place[1]}` | `{place[2]}` |" in mutations.page([found], 0)
+
+
+def test_mutations_of_messages_are_left_out() -> None:
+    def plain(text: str) -> str:
+        return ast.dump(mutations._WithoutMessages().visit(ast.parse(text)))
+
+    assert plain("if a: raise ValueError(f'{a} is bad')") == plain("if a: raise ValueError(None)")
+    assert plain("warnings.warn('a', stacklevel=2)") == plain("warnings.warn('XXaXX', stacklevel=3)")
+    assert plain("if a: raise ValueError") != plain("if not a: raise ValueError")
+    assert plain("b = 'a'") != plain("b = 'XXaXX'")
 
 
 @needs_shared

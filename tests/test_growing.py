@@ -368,7 +368,8 @@ def test_a_job_killed_at_twenty_moments_ends_at_the_same_bits(tmp_path: Path) ->
         assert complete.equals(xr_ginet.status(path))
         known.append(int(complete.sum()))
         with xr.open_zarr(path) as stored, xr.open_zarr(tmp_path / "whole.zarr") as truth:
-            xr.testing.assert_equal(*(ds["B02"].load()[complete.values] for ds in (stored, truth)))
+            assert stored.sizes["time"] in (complete.sum(), complete.sum() - 1)  # recorded, but not shown yet
+            xr.testing.assert_equal(stored["B02"].load(), truth["B02"][: stored.sizes["time"]].load())
         assert job(path.name) == 0
         assert files(path) == expected
     assert len(set(known)) > 2

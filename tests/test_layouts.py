@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import stackstac
 import xarray as xr
+from affine import Affine
 from conftest import needs_shared, no_compute, random_checkpoint, real_scene, scene_item, single_grid, two_grids
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from numpy.testing import assert_array_equal
 import xr_ginet
 from xr_ginet.network import Checkpoint
 from xr_ginet.sentinel2.bands import BANDS, BANDS_10M, BANDS_20M
+from xr_ginet.sentinel2.grids import Grid, stated_anchor
 from xr_ginet.sentinel2.layouts import to_reflectance
 from xr_ginet.simulation import simulate
 
@@ -139,6 +141,61 @@ def test_stacks_that_cannot_be_told_apart_are_refused() -> None:
         xr_ginet.pair(fine, stacked(coarse[["B05"]], ["rededge"]))
 
 
+def telling(ds: xr.Dataset, anchor: str, how: str) -> xr.Dataset | xr.DataArray:
+    """Return a cube whose coordinates, be they centres or corners, are told to be one of these by its transform."""
+    grid = Grid.from_coords(ds)
+    half = 0.5 * (anchor == "corner")  # the first coordinate is the edge itself
+    x0, y0 = grid.x0 + half * grid.dx, grid.y0 + half * grid.dy
+    if how == "GeoTransform":
+        ds = ds.copy()
+        text = f"{x0 + 7 * grid.dx} {grid.dx} 0 {y0 - 3 * grid.dy} 0 {grid.dy}"  # of before a selection
+        ds["spatial_ref"] = ds["spatial_ref"].assign_attrs(GeoTransform=text)
+        return ds
+    if how == "band":
+        return ds.assign({v: ds[v].assign_attrs(transform=[grid.dx, 0, x0, 0, grid.dy, y0]) for v in ds.data_vars})
+    return stacked(ds).assign_attrs(transform=Affine(grid.dx, 0, x0, 0, grid.dy, y0))
+
+
+@pytest.mark.parametrize("how", ["GeoTransform", "band", "stack"])
+def test_what_coordinates_are_is_told_by_transforms(how: str) -> None:
+    fine, coarse = single_grid(BANDS_10M, (8, 12), 10), single_grid(BANDS_20M, (4, 6), 20)
+    expected = xr_ginet.pair(fine, coarse)
+    corners = [ds.assign_coords(y=ds["y"] + size / 2, x=ds["x"] - size / 2) for ds, size in ((fine, 10), (coarse, 20))]
+    assert_same_bands(xr_ginet.pair(*(telling(ds, "corner", how) for ds in corners)), expected)
+    assert_same_bands(xr_ginet.pair(*(telling(ds, "centre", how) for ds in (fine, coarse))), expected)
+    assert_same_bands(xr_ginet.pair(telling(fine, "centre", how), corners[1].assign_coords(coarse.coords)), expected)
+    for told in (
+        [telling(ds, "centre", how) for ds in corners],  # they start alike, and are centres
+        [telling(corners[0], "centre", how), corners[1]],
+        [corners[0], telling(corners[1], "centre", how)],
+    ):
+        with pytest.raises(ValueError, match="grids do not nest"):
+            xr_ginet.pair(*told)
+
+
+@pytest.mark.parametrize("how", ["GeoTransform", "band", "stack"])
+def test_a_10_m_cube_whose_transform_says_centres_is_not_taken_for_corners(how: str) -> None:
+    native = two_grids((6, 7))
+    cube = repeated(native)
+    assert_same_bands(xr_ginet.to_native(telling(cube, "centre", how)), native)
+    moved = cube.assign_coords(y=cube["y"] + 5, x=cube["x"] - 5)
+    assert_same_bands(xr_ginet.to_native(moved), native)  # as stackstac has them
+    assert_same_bands(xr_ginet.to_native(telling(moved, "corner", how)), native)
+    with pytest.raises(ValueError, match=r"its transform tells that coordinates are centres.*anchor='center'"):
+        xr_ginet.to_native(telling(moved, "centre", how))
+
+
+def test_transforms_of_other_pixels_and_such_that_disagree_tell_nothing() -> None:
+    cube = single_grid(BANDS_10M, (8, 12), 10)
+    assert stated_anchor(cube) is None
+    assert stated_anchor(telling(cube, "centre", "band")) == "centre"
+    assert stated_anchor(telling(telling(cube, "centre", "band"), "corner", "GeoTransform")) is None
+    for text in ("0 60 0 0 0 -60", "", "1 2 3", "a b c d e f", "nan 10 0 0 0 -10", "742921 10 0 4848600 0 -10"):
+        ds = cube.copy()
+        ds["spatial_ref"] = ds["spatial_ref"].assign_attrs(GeoTransform=text)
+        assert stated_anchor(ds) is None
+
+
 # -- scale and offset, once --------------------------------------------------------------------------------------------
 
 
@@ -256,6 +313,33 @@ def test_what_stackstac_loads_at_10m_by_default_is_taken_apart(small: Checkpoint
     item["properties"]["earthsearch:boa_offset_applied"] = True
     with pytest.warns(UserWarning, match=r"stackstac took it again \(rescale=True, its default\) .* 0.1 too dark"):
         xr_ginet.to_native(stackstac.stack([item], resolution=10, epsg=32630))
+
+
+CUTS = {
+    "one date": lambda cube: cube.isel(time=-1),
+    "median": lambda cube: cube.median("time"),
+    "mean without attributes": lambda cube: cube.mean("time", keep_attrs=False),
+    "greatest of a month": lambda cube: cube.resample(time="MS").max(),
+}
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("properties", [True, False])
+@pytest.mark.parametrize("flags", [(True, True, True), (False, True, True)])
+def test_an_offset_taken_twice_is_told_whatever_was_computed_of_the_dates(
+    cut: str, properties: bool, flags: tuple[bool, ...], small: Checkpoint, tmp_path: Path
+) -> None:
+    items = []
+    for day, flag in zip((11, 21, 26), flags, strict=True):
+        item = scene_item(simulate((64, 64), seed=1), tmp_path / str(day))
+        item["id"] = f"S2_{day}"
+        item["properties"] |= {"datetime": f"2024-06-{day}T10:56:21Z", "earthsearch:boa_offset_applied": flag}
+        for asset in item["assets"].values():
+            asset["raster:bands"][0]["offset"] = -0.1 if flag else 0
+        items.append(item)
+    cube = CUTS[cut](stackstac.stack(items, resolution=10, epsg=32630, properties=properties))
+    with pytest.warns(UserWarning, match="stackstac took it again|cannot be told|darker than water"):
+        cube.ginet.superresolve(weights=small)["B05"].compute(scheduler="synchronous")
 
 
 @needs_shared
@@ -422,6 +506,41 @@ def test_an_eopf_product_gains_its_20m_bands_at_10m_and_nothing_else_changes(
     without["measurements/reflectance/r10m"].dataset = r10m.to_dataset().drop_vars([b.lower() for b in BANDS_20M])
     assert without.identical(tree)
     assert "b05" not in tree["measurements/reflectance/r10m"]
+
+
+CHANGES = {
+    "astype": lambda ds: ds.astype("float32"),
+    "half": lambda ds: ds.astype("float16").astype("float32"),
+    "where": lambda ds: ds.where(ds < 9),
+    "arithmetic": lambda ds: ds * 1.0,
+    "without attributes": lambda ds: ds.astype("float32").drop_attrs(deep=True),
+}
+
+
+@pytest.mark.parametrize("form", [2025, 2026])
+@pytest.mark.parametrize("decode", [False, True])
+@pytest.mark.parametrize("change", CHANGES)
+def test_an_eopf_product_that_was_changed_has_its_missing_pixels_still(
+    form: int, decode: bool, change: str, numbers: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    version = 2 if form == 2025 else 3
+    with_saturated = numbers | {"B03": np.where(numbers["B03"] == numbers["B03"][5, 5], 65535, numbers["B03"])}
+    eopf_tree(with_saturated, form).to_zarr(tmp_path / "p.zarr", zarr_format=version, consolidated=version == 2)
+    tree = xr.open_datatree(
+        tmp_path / "p.zarr", engine="zarr", chunks={}, mask_and_scale=decode, consolidated=version == 2
+    )
+    changed = tree.map_over_datasets(lambda ds: CHANGES[change](ds) if ds.data_vars else ds)
+    for group in ("r10m", "r20m"):  # cut and rioxarray's methods lose coordinates' attributes, which do not matter
+        assert changed[f"measurements/reflectance/{group}"].data_vars
+    cube = xr_ginet.sentinel2.eopf.to_cube(changed)
+    expected = eopf_two_grids(with_saturated)
+    if change == "without attributes" and not decode:  # nothing tells that these are digital numbers, but they
+        with pytest.raises(ValueError, match="these are digital numbers"):
+            cube.ginet.superresolve(weights=None).compute()
+        return
+    for name in ALL_BANDS:
+        tolerance = 2e-3 if change == "half" else 2e-6
+        np.testing.assert_allclose(cube[name].values, expected[name].values, rtol=tolerance, atol=tolerance / 10)
 
 
 def test_an_early_eopf_product_states_its_scale_in_eopf_attrs_only(numbers: dict, small: Checkpoint) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -355,3 +357,27 @@ def test_the_10_m_bands_are_blurred_by_one_gain_from_the_range() -> None:
         assert_allclose(sample.hs, degrade(truth, BANDS_20M), atol=1e-6)
         found.append(gains[0])
     assert 0.3 <= min(found) < max(found) <= 0.5
+
+
+@pytest.mark.parametrize("prefetch", [1, 3])
+def test_no_more_chunks_are_read_ahead_than_asked_for(prefetch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks that are read and not yet used lie in memory: a pass asks for at most ``prefetch`` of them."""
+    dataset = Patches(
+        [two_grids((64, 64)).chunk({"y": 32, "x": 32, "y_20m": 16, "x_20m": 16})],
+        PatchOptions(size=8, augment=False, buffer=0, prefetch=prefetch),
+    )
+    asked: list[int] = []
+
+    class Counting(ThreadPoolExecutor):
+        def submit(self, function: Any, patches: list, gains: list) -> Any:
+            asked.append(len(patches))
+            return super().submit(function, patches, gains)
+
+    monkeypatch.setattr(module, "ThreadPoolExecutor", Counting)
+    used = 0
+    for sample, _ in enumerate(dataset):
+        begun = next(n for n in range(len(asked) + 1) if sum(asked[:n]) > sample)
+        assert len(asked) <= begun + prefetch
+        used = sample + 1
+    assert len(asked) == 16
+    assert used == sum(asked) == 64

@@ -120,3 +120,13 @@ def test_from_a_catalogue_to_masked_bands(tmp_path: Path) -> None:
     hidden = np.isin(classes, CLOUDY)
     assert_array_equal(np.isnan(masked["B02"].values[0]), hidden.repeat(2, 0).repeat(2, 1))
     assert ";" not in of_all(cube)["radiometry"]
+
+
+def test_pixels_without_a_class_are_masked_whatever_the_classes() -> None:
+    classes = np.full((6, 6), 4.0)  # stackstac's classification is floating point, NaN where no item has data
+    classes[2, 3] = np.nan
+    cube = classified(classes)
+    for lazy in (cube, cube.chunk()):
+        masked = lazy.ginet.mask_clouds([9])
+        assert_array_equal(masked["B05"].isnull(), np.isnan(classes))
+        assert_array_equal(masked["B02"].isnull(), np.isnan(classes).repeat(2, 0).repeat(2, 1))

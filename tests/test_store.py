@@ -117,12 +117,12 @@ def test_a_cluster_keeps_few_blocks_that_are_not_written(
     write: Callable[..., Any], tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Recorder:
-        def get(self, graph: dict, key: str, sync: bool) -> None:
+        def get(self, graph: dict, key: str, sync: bool) -> Any:
             self.held = blocks_held(graph)
-            dask.get(graph, key)
+            return dask.get(graph, key)
 
-        def gather(self, result: None) -> None:
-            assert result is None
+        def gather(self, result: Any) -> Any:
+            return result
 
     source = two_grids((128, 128))
     for seed, (name, band) in enumerate(source.data_vars.items()):  # each chunk is read by itself
@@ -249,8 +249,8 @@ def test_bands_chunked_differently_are_written_alike(checkpoint: Checkpoint, tmp
 
 
 def test_an_attribute_that_cannot_be_stored_is_refused_before_anything_is_written(cube: xr.Dataset, tmp_path) -> None:
-    cube["B02"].attrs["made"] = np.datetime64("2024-01-01").item()
-    with pytest.raises(ValueError, match="the attribute 'made' of B02 is a date, which Zarr cannot store"):
+    cube["B02"].attrs["made"] = object()
+    with pytest.raises(ValueError, match="the attribute 'made' of B02 is a object, which Zarr cannot store"):
         cube.ginet.to_zarr(tmp_path / "c.zarr")
     assert not (tmp_path / "c.zarr").exists()
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import xarray as xr
 
 from . import cog, mapping, store
-from .sentinel2 import eopf
+from .sentinel2 import eopf, selection
 from .sentinel2.layouts import unstack
 from .sentinel2.scl import CLOUDY, mask_clouds
 
@@ -30,6 +30,12 @@ class GINetAccessor:
     The cube is a two-grid Dataset, as `xr_ginet.open_stac`, `xr_ginet.open_safe`, `xr_ginet.pair` and
     `xr_ginet.to_native` return it; `superresolve` takes 10 m cubes with repeated 20 m bands too. Of a DataArray the
     bands along ``band`` are meant.
+
+    Notes
+    -----
+    To xarray the two grids are four independent dimensions. ``ds.B08 - ds.B05`` becomes an array over all four, of
+    gigabytes, without a word, and ``ds.sel``, ``ds.isel`` and ``ds.rio.clip`` cut one grid alone: take those of
+    ``ds.ginet``, and compute with bands of one grid, or with any after `superresolve`.
     """
 
     def __init__(self, cube: xr.Dataset | xr.DataArray) -> None:
@@ -38,6 +44,29 @@ class GINetAccessor:
     @property
     def _ds(self) -> xr.Dataset:
         return unstack(self._cube, "cube")
+
+    def isel(self, *, x: slice | None = None, y: slice | None = None, time: Any = None, **others: Any) -> xr.Dataset:
+        """Return a part by the positions of 10 m pixels, on all grids: see `xr_ginet.sentinel2.selection.isel`."""
+        return selection.isel(self._ds, x=x, y=y, time=time, **others)
+
+    def sel(self, *, x: slice | None = None, y: slice | None = None, time: Any = None, **others: Any) -> xr.Dataset:
+        """Return a part by coordinates, on all grids: see `xr_ginet.sentinel2.selection.sel`."""
+        return selection.sel(self._ds, x=x, y=y, time=time, **others)
+
+    def clip(self, area: Any, *, crs: Any = None) -> xr.Dataset:
+        """Return the part in a box or geometry, on all grids: see `xr_ginet.sentinel2.selection.clip`."""
+        return selection.clip(self._ds, area, crs=crs)
+
+    def point(
+        self,
+        x: float | None = None,
+        y: float | None = None,
+        *,
+        lon: float | None = None,
+        lat: float | None = None,
+    ) -> xr.Dataset:
+        """Return the values of all bands at a place: see `xr_ginet.sentinel2.selection.point`."""
+        return selection.point(self._ds, x, y, lon=lon, lat=lat)
 
     def mask_clouds(self, classes: Sequence[int] = CLOUDY, *, buffer: int = 0) -> xr.Dataset:
         """Return the cube without what its scene classification calls cloudy: see `xr_ginet.mask_clouds`."""

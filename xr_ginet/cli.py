@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +16,17 @@ from .paths import expanded
 if TYPE_CHECKING:
     from .mapping.likeness import Choice
 
-app = typer.Typer(help="Sentinel-2 at 10 m in all bands.", no_args_is_help=True, pretty_exceptions_enable=False)
+SPEAKING = (ValueError, OSError, RuntimeError, ImportError)
+"""Errors that the library raises, with text for users."""
 
-EXPECTED = (ValueError, TypeError, KeyError, OSError, RuntimeError, ImportError)
-"""Errors that are shown without a traceback, exit code 1. Wrong usage exits with 2."""
+OPTIONS = {
+    "Type mode='w'": "Use --overwrite",
+    "type max_items=": "use --max-items ",
+    "Type max_items=": "Use --max-items ",
+}
+"""What is typed in the shell in place of an argument that an error names."""
+
+app = typer.Typer(help="Sentinel-2 at 10 m in all bands.", no_args_is_help=True, pretty_exceptions_enable=False)
 
 
 @app.command()
@@ -189,14 +197,13 @@ def evaluate(
 ) -> None:
     """Tell how good models are on a cube."""
     with _errors_as_messages():
-        import xarray as xr
-
         from . import evaluation, open_stac
+        from .sentinel2.arrays import open_cube
 
         if out and out.suffix not in evaluation.WRITERS:
             raise ValueError(f"--out {out}: must end in {', '.join(evaluation.WRITERS)}")
         if _is_store(cube) and not cube.startswith("http"):
-            ds = xr.open_zarr(expanded(cube), decode_coords="all")
+            ds = open_cube(expanded(cube))
         else:
             ds = open_stac(_items_of(cube), collection=collection, bbox=bbox, datetime=datetime)
         table = evaluation.evaluate(
@@ -225,33 +232,65 @@ def _log_to_shell(*, quiet: bool) -> None:
 
 @contextmanager
 def _errors_as_messages() -> Iterator[None]:
-    """End the program with an expected error's message and exit code 1."""
+    """End the program with an error's message on one line, without secrets, and exit code 1; wrong usage exits with 2.
+
+    ``XR_GINET_TRACEBACK=1`` in the environment shows where an error was raised.
+    """
     from pystac_client.exceptions import APIError
+
+    from .sentinel2.addresses import failure
 
     try:
         yield
-    except (*EXPECTED, APIError) as error:
-        message = str(error).replace("Type mode='w'", "Use --overwrite") or type(error).__name__
-        typer.echo(f"error: {message}", err=True)
-        raise typer.Exit(1) from error
+    except typer.Exit:
+        raise
+    except Exception as error:
+        if os.environ.get("XR_GINET_TRACEBACK"):
+            raise
+        message = failure(error)
+        if isinstance(error, (*SPEAKING, APIError)):  # which say what is wrong, and need not say what they are
+            message = message.partition(": ")[2] or message
+        else:
+            message += ". XR_GINET_TRACEBACK=1 before the command shows where; please report it"
+        for argument, option in OPTIONS.items():
+            message = message.replace(argument, option)
+    else:
+        return
+    typer.echo(f"error: {message}", err=True)
+    raise typer.Exit(1)
 
 
 def _items_of(catalog: str) -> Any:
     """Return a URL as it is, and the items of a JSON file."""
+    from .sentinel2.addresses import failure
+
     path = Path(expanded(catalog))
     if "://" in catalog:
         return catalog
     if not path.is_file():
         raise FileNotFoundError(f"{catalog} is neither the URL of a STAC API nor a file of STAC items")
-    content = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is one too
+        raise ValueError(f"{catalog} is no JSON ({failure(error)}): a STAC item or item collection is needed") from None
     items = content.get("features", [content]) if isinstance(content, dict) else content
-    if not all(isinstance(item, dict) and {"assets", "properties", "id"} <= item.keys() for item in items):
+    if not isinstance(items, list) or not all(map(_is_item, items)):
         raise ValueError(f"{catalog} holds no STAC item: a Feature with assets, or a FeatureCollection of them")
     for item in items:
         for asset in item["assets"].values():  # a relative link is relative to the file
             if "://" not in asset["href"] and not asset["href"].startswith("/"):
                 asset["href"] = str(path.parent.resolve() / asset["href"])
     return items
+
+
+def _is_item(item: Any) -> bool:
+    """Return whether JSON has what is looked at here; the rest is for `read_item` to say."""
+    if not isinstance(item, dict) or not {"assets", "properties", "id"} <= item.keys():
+        return False
+    assets = item["assets"]
+    return isinstance(assets, dict) and all(
+        isinstance(asset, dict) and isinstance(asset.get("href"), str) for asset in assets.values()
+    )
 
 
 def _print_plan(cube: Any, result: Any, store: str, choice: Choice) -> None:
@@ -304,12 +343,11 @@ def _is_store(target: str) -> bool:
 
 
 def _describe_store(target: str) -> dict[str, Any]:
-    import xarray as xr
-
+    from .sentinel2.arrays import open_cube
     from .sentinel2.grids import Grid, read_crs
     from .sentinel2.provenance import of_all
 
-    with xr.open_zarr(expanded(target), decode_coords="all") as ds:
+    with open_cube(expanded(target)) as ds:
         crs = read_crs(ds)
         return {
             "sizes": dict(ds.sizes),

@@ -81,6 +81,7 @@ def to_cog(
             f"the cube has the dims {tuple(ds.sizes)}: its bands must lie on one grid, y and x. Super-resolve it "
             "first, or select the 10 m bands"
         )
+    _check_names(ds[bands])
     crs = read_crs(ds)
     if crs is None:
         raise ValueError("the cube has no CRS, by which to place its pixels. Type ds.rio.write_crs('EPSG:…')")
@@ -103,6 +104,22 @@ def to_cog(
             folder.rmdir()
         raise
     return [file.path for file in wanted]
+
+
+def _check_names(cube: xr.Dataset) -> None:
+    """Raise where a band's name is no name of a file, or bands have other dimensions than files of images have."""
+    for name, band in cube.data_vars.items():
+        if not isinstance(name, str) or not name or {*"/\\\0:"} & {*name} or name in (".", ".."):
+            raise ValueError(
+                f"the cube's variable {name!r} cannot be the name of a file. Type ds.rename({{{name!r}: …}}) first"
+            )
+        if strange := [str(dim) for dim in band.dims if dim not in ("time", *FINE_DIMS)]:
+            dim = strange[0]
+            raise ValueError(
+                f"{name} has the dimension {dim!r} besides {', '.join(('time', *FINE_DIMS))}, and each file holds one "
+                f"time. Write each by itself, ds.isel({dim}=0) and so on to a folder of its own, or give them times: "
+                f"ds.rename({dim}='time').assign_coords(time=[…])"
+            )
 
 
 class _File(NamedTuple):

@@ -90,6 +90,8 @@ def encoded(ds: xr.Dataset, reflectance: Encoding, layout: Layout) -> tuple[xr.D
     chunks = {str(dim): max(sizes) for dim, sizes in ds.chunksizes.items()}
     ragged = any(set(sizes[:-1]) - {chunks[str(dim)]} for dim, sizes in ds.chunksizes.items())
     cube = loaded(place(ds.chunk(chunks) if ragged else ds, crs=read_crs(ds))).copy()
+    # What lies along one dimension is small, and its chunks in the store are not those of images.
+    cube = cube.assign({n: v.compute() for n, v in cube.variables.items() if v.chunks is not None and v.ndim < 2})
     encoding: dict[str, dict[str, Any]] = {}
     for name in list(cube.variables):
         cube[name] = storable(cube[name])
@@ -158,6 +160,8 @@ def storable(array: xr.DataArray) -> xr.DataArray:
     if array.dtype.kind == "O" and not all(isinstance(value, str) for value in array.values.ravel()):
         texts = [v if isinstance(v, str) else json.dumps(plain(v, str(array.name))) for v in array.values.ravel()]
         array = array.copy(data=np.array(texts, object).reshape(array.shape))
+    if array.dtype.kind == "U":  # Zarr 3 specifies no text of one length
+        array = array.astype(object)
     array.attrs = _storable_attrs(str(array.name), attrs)
     return array
 
@@ -196,6 +200,8 @@ def plain(value: Any, what: str) -> Any:
         return plain(dataclasses.asdict(value), what)
     if hasattr(value, "to_wkt"):  # a CRS of pyproj or rasterio
         return value.to_wkt()
+    if hasattr(value, "to_gdal"):  # an affine transform
+        return list(value)
     raise ValueError(
         f"{what} is a {type(value).__name__}, which Zarr cannot store. Delete it, or make it a number, text or list"
     )

@@ -49,7 +49,7 @@ import xarray as xr
 
 from . import growing, tables
 from .paths import expanded
-from .sentinel2.addresses import without_secrets
+from .sentinel2.addresses import failure, without_secrets
 from .tables import build
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ class Job:
             value = table.get(key)
             if isinstance(value, str) and "://" not in value:
                 table[key] = str(path.parent / expanded(value))
+        _check_report(table.get("report"), path)
         options = table.get("superresolve", {})
         for key in ("weights", "weights_60m"):
             if str(options.get(key, "")).endswith(".safetensors"):
@@ -164,11 +165,11 @@ class Job:
     def store_of(self, area: Area) -> str:
         """Return where an area's cube lies."""
         try:
-            names = {name for _, name, _, _ in Formatter().parse(self.store) if name is not None}
+            parts = [part for part in Formatter().parse(self.store) if part[1] is not None]
         except ValueError as error:
             raise ValueError(f"store={self.store!r}: {error}") from error
-        if names - {"area"}:
-            raise ValueError(f"store={self.store!r}: the only name to fill in is {{area}}")
+        if any((name, spec or "", conversion) != ("area", "", None) for _, name, spec, conversion in parts):
+            raise ValueError(f"store={self.store!r}: the only name to fill in is {{area}}, as it stands")
         return self.store.replace("{area}", area.name)
 
 
@@ -217,9 +218,9 @@ class Report:
         """Tell of a job that an error, or who started it, has ended: nothing of it is running or waiting any more."""
         for area in self.areas:
             if area.state == "running":
-                area.state, area.error = area.state_of_dates, _shown(error)
+                area.state, area.error = area.state_of_dates, failure(error)
             elif area.state == "waiting":
-                area.state, area.error = "failed", f"not begun: the job was ended by {_shown(error)}"
+                area.state, area.error = "failed", f"not begun: the job was ended by {failure(error)}"
 
     def to_json(self) -> str:
         """Return the report as JSON."""
@@ -282,17 +283,12 @@ def _run_area(
     except growing.PartialFailure:
         part.state = part.state_of_dates
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in growing.NO_ROOM:
+        if growing.no_room(error):
             raise
-        part.error, part.state = _shown(error), part.state_of_dates
+        part.error, part.state = failure(error), part.state_of_dates
         _log.warning("%s failed: %s", area.name, part.error)
     else:
         part.state = "complete"
-
-
-def _shown(error: BaseException) -> str:
-    """Return the kind and the message of an error, without secrets."""
-    return without_secrets(f"{type(error).__name__}: {error}".removesuffix(": "))
 
 
 class Opened(NamedTuple):
@@ -357,6 +353,24 @@ def _save(job: Job, report: Report) -> None:
         raise
 
 
+def _check_report(report: Any, path: Path) -> None:
+    """Raise where a report would take the place of the job's file."""
+    if isinstance(report, str) and path.resolve() == Path(report).resolve():
+        raise ValueError(f"{path}: report={report!r} would overwrite the job's file. Name another, such as report.json")
+
+
+def _is_cluster(kind: Any) -> bool:
+    """Return whether something makes Dask clusters: dask_gateway's has a base of its own."""
+    from distributed.deploy.cluster import Cluster
+    from distributed.deploy.spec import SpecCluster
+
+    if not isinstance(kind, type) or kind in (Cluster, SpecCluster):
+        return False
+    return issubclass(kind, Cluster) or (
+        kind.__module__.startswith("dask_gateway.") and kind.__name__.endswith("Cluster")
+    )
+
+
 @contextmanager
 def _cluster(options: Mapping[str, Any], files: Sequence[str]) -> Iterator[None]:
     """Have a Dask cluster that has some files while the context lasts, or compute in threads of this process."""
@@ -375,6 +389,8 @@ def _cluster(options: Mapping[str, Any], files: Sequence[str]) -> Iterator[None]
             make = getattr(import_module(module), kind)
         except (ImportError, AttributeError) as error:
             raise ImportError(f"[cluster] class={name!r}: {error}. Install what it is part of") from error
+        if not _is_cluster(make):
+            raise ValueError(f"[cluster] class={name!r} is no class of Dask clusters, such as distributed.LocalCluster")
         cluster = make(**options.get("options", {}))
     with cluster as at, Client(at) as client:
         workers = options.get("workers")

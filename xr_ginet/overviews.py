@@ -10,7 +10,7 @@ https://github.com/zarr-conventions/multiscales, spatial and proj.
 
 from __future__ import annotations
 
-import warnings
+import json
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -18,10 +18,15 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from zarr.storage import StorePath
 
+from .documents import Documents, at, get, members, put, whole
 from .encoding import ESA, Encoding
+from .folders import is_temporary
 from .growing import CHECKSUM, status
+from .guards import sole_writer
 from .paths import expanded
+from .sentinel2.arrays import open_cube
 from .sentinel2.bands import BANDS
 from .sentinel2.grids import FINE_DIMS, Grid, read_crs
 from .store import to_zarr
@@ -95,18 +100,20 @@ def build_overviews(target: str | Path, *, levels: int | None = None) -> list[st
         names.append(f"{abs(grids[-1].dx):g}{unit}")
     if name in names[1:]:
         raise ValueError(f"{source} is named as one of its overviews would be: {name}. Name it for its pixels")
-    group = zarr.open_group(parent, mode="a", zarr_format=3)
-    known: Any = group.attrs.get("multiscales")
+    place = at(parent)
+    before: dict[str, Any] = json.loads(get(place, "zarr.json") or b"{}")
+    known: Any = before.get("attributes", {}).get("multiscales")
     if known and (other := known["layout"][0]["asset"]) != name:
         raise ValueError(f"{parent} holds the overviews of {other} already. Write {name} to a group of its own")
-    for finer, coarser in pairwise(names):
-        _build(f"{parent}/{finer}", f"{parent}/{coarser}")
-    _describe(group, names, grids, crs)
+    with sole_writer(parent):
+        for finer, coarser in pairwise(names):
+            _build(f"{parent}/{finer}", f"{parent}/{coarser}")
+        _show(place, before, names, _attributes(names, grids, crs))
     return names[1:]
 
 
 def _open(store: str) -> xr.Dataset:
-    return xr.open_zarr(store, chunks={}, decode_coords="all")
+    return open_cube(store, chunks={})
 
 
 def _coarser(grid: Grid) -> Grid:
@@ -151,10 +158,11 @@ def _options_of(stored: Mapping[str, Any]) -> dict[str, Any]:
 def _made_from(store: str, level: xr.Dataset) -> np.ndarray:
     """Return which dates of a level are in its store already, complete and made from the same pixels."""
     try:
-        with xr.open_zarr(store, chunks=None) as stored:
-            known = stored[SOURCE].where(status(store), 0).load()
+        complete = status(store)
     except FileNotFoundError:
         return np.zeros(level.sizes["time"], bool)
+    with whole(store).opened(at(store)) as stored:
+        known = stored[SOURCE].where(complete, 0).load()
     known = known.reindex(time=level["time"].astype(known["time"].dtype), fill_value=np.uint64(0))
     return known.values == level[SOURCE].values
 
@@ -178,9 +186,8 @@ def halved(cube: xr.Dataset) -> xr.Dataset:
     return halves
 
 
-def _describe(group: Any, names: list[str], grids: list[Grid], crs: Any) -> None:
-    """Give a group the attributes of the conventions, and the metadata of all of its members in one file."""
-    import zarr
+def _attributes(names: list[str], grids: list[Grid], crs: Any) -> dict[str, Any]:
+    """Return the attributes of the conventions, by which maps find the levels."""
     from zarr_cm import create_many
 
     layout = [
@@ -189,7 +196,7 @@ def _describe(group: Any, names: list[str], grids: list[Grid], crs: Any) -> None
         for i, (name, grid) in enumerate(zip(names, grids, strict=True))
     ]
     code = crs.to_authority()
-    attrs = create_many(
+    return create_many(
         {
             "multiscales": {"layout": layout, "resampling_method": "average"},
             "proj": {"proj:code": ":".join(code)} if code else {"proj:wkt2": crs.to_wkt()},
@@ -201,8 +208,24 @@ def _describe(group: Any, names: list[str], grids: list[Grid], crs: Any) -> None
             },
         }
     )
-    group.attrs.update(attrs)
-    with warnings.catch_warnings():
-        # As in `store`; and members that are none: the locks of jobs.
-        warnings.filterwarnings("ignore", message="Consolidated metadata|Object at")
-        zarr.consolidate_metadata(group.store)
+
+
+def _show(place: StorePath, before: dict[str, Any], names: list[str], attrs: dict[str, Any]) -> None:
+    """Put the group's attributes, and in one object with them all that readers see of its members."""
+    known = (before.get("consolidated_metadata") or {}).get("metadata", {})
+    listed = {**dict.fromkeys(names), **dict.fromkeys(key.partition("/")[0] for key in known)}
+    metadata: dict[str, Any] = {}
+    for name in (*listed, *sorted(set(members(place)) - listed.keys())):
+        seen = Documents.seen(place / name)
+        if seen is None:
+            if (array := json.loads(get(place, f"{name}/zarr.json") or b"{}")).get("node_type") == "array":
+                metadata[name] = array
+        elif name in listed or not (SOURCE in seen.arrays or is_temporary(name)):  # levels that were not finished
+            metadata[name] = {"attributes": seen.attrs, "zarr_format": 3, "node_type": "group"} | _consolidated({})
+            metadata |= {f"{name}/{array}": documents["zarr.json"] for array, documents in seen.arrays.items()}
+    root = {"attributes": before.get("attributes", {}) | attrs, "zarr_format": 3, "node_type": "group"}
+    put(place, "zarr.json", json.dumps(root | _consolidated(metadata), indent=2).encode())
+
+
+def _consolidated(metadata: dict[str, Any]) -> dict[str, Any]:
+    return {"consolidated_metadata": {"kind": "inline", "must_understand": False, "metadata": metadata}}

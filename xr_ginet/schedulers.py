@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import dask
+import numpy as np
 from dask.core import get_deps
 
 WAITS = ("list-", "_finalize_store-", "finalize_store-", "finalize-hlgfinalizecompute-")
@@ -25,22 +26,32 @@ def current_client() -> Any | None:
 
 
 def workers_elsewhere() -> bool:
-    """Return whether a distributed client computes in other processes than this one."""
+    """Return whether other processes than this one compute: workers of a cluster, or of Dask's ``processes``."""
     client = current_client()
-    return client is not None and not (client.scheduler and str(client.scheduler.address).startswith("inproc"))
+    if client is None:
+        return getattr(dask.base.get_scheduler(), "__module__", "") == "dask.multiprocessing"
+    return not (client.scheduler and str(client.scheduler.address).startswith("inproc"))
 
 
-def compute_writes(writes: Iterable[Any], *, progress: bool, position: slice = slice(1, None)) -> None:
+def compute_writes(writes: Sequence[Any], *, progress: bool, position: slice = slice(1, None)) -> list[Any]:
     """Compute what writes blocks when it is computed, row by row, under a progress bar if asked for.
 
     Parameters
     ----------
-    writes : iterable of Delayed or dask arrays
+    writes : sequence of Delayed or dask arrays
     progress : bool
     position : slice
         Where the keys of blocks, ``(name, …)``, tell where the blocks lie: what is written of one place is one piece of
         work.
+
+    Returns
+    -------
+    list
+        Of arrays, their elements, in any order.
     """
+    if any(_needs_resources(write) for write in writes):  # see `map_windows`: told by layers, which Dask has to keep
+        with dask.config.set({"optimization.fuse.active": False}):
+            return _elements(dask.compute(*writes))
     (together,) = dask.optimize(dask.delayed(list)(list(writes)))
     graph = by_place(together.__dask_graph__(), together.key, position)
     client = current_client()
@@ -49,14 +60,24 @@ def compute_writes(writes: Iterable[Any], *, progress: bool, position: slice = s
 
         get = dask.base.get_scheduler() or dask.threaded.get
         with ProgressBar() if progress else nullcontext():
-            get(graph, together.key)
-        return
+            return _elements(get(graph, together.key))
     future = client.get(graph, together.key, sync=False)
     if progress:
         from distributed import progress as show
 
         show(future)
-    client.gather(future)
+    return _elements(client.gather(future))
+
+
+def _needs_resources(write: Any) -> bool:
+    return any("resources" in (layer.annotations or {}) for layer in getattr(write.dask, "layers", {}).values())
+
+
+def _elements(found: Any) -> list[Any]:
+    """Return what arrays hold, however deep in lists they are."""
+    if isinstance(found, np.ndarray):
+        return found.ravel().tolist()
+    return [element for part in found for element in _elements(part)] if isinstance(found, list | tuple) else []
 
 
 def by_place(graph: Mapping[Any, Any], key: Any, position: slice) -> dict[Any, Any]:
@@ -80,5 +101,6 @@ def by_place(graph: Mapping[Any, Any], key: Any, position: slice) -> dict[Any, A
     return {name: task for name, task in graph.items() if name not in waits} | done | {key: (_wait, list(done))}
 
 
-def _wait(blocks: list[Any]) -> None:
-    """Do nothing: what was to be done are the arguments."""
+def _wait(blocks: list[Any]) -> list[Any]:
+    """Return what was done: it is the arguments."""
+    return blocks

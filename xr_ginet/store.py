@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import re
-import shutil
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
-from uuid import uuid4
 
 import xarray as xr
 
 from . import growing
-from .encoding import Encoding, Layout, StoredDtype, encoded, encoding_of
+from .documents import in_memory
+from .encoding import Layout, StoredDtype, encoded, encoding_of
+from .folders import beside, check_replaceable, clear_temporary, clear_up, local_path
+from .guards import Alive, memory_of, sole_writer
 from .paths import expanded
+from .replacing import Replacing
 from .schedulers import workers_elsewhere
+from .sentinel2.addresses import without_secrets
 from .sentinel2.provenance import loaded
 from .sentinel2.times import in_microseconds
-from .transactions import is_repository, place_of, write_pixels
+from .transactions import Place, Plain, is_repository, place_of
 
 Mode = Literal["w", "w-", "a"]
 
@@ -120,118 +123,131 @@ def to_zarr(
         if not grows:
             raise ValueError("an Icechunk repository is written date by date. Type resume=True, or mode='a'")
     if _in_memory(target) and workers_elsewhere():
-        raise ValueError(f"{target} lies in this process's memory, where a cluster's workers cannot write. Name a path")
+        raise ValueError(
+            f"{target} lies in this process's memory, where a cluster's workers and other processes cannot write. Name "
+            "a path"
+        )
     layout = Layout(zarr_format, inner_chunks, compression_level)
-    path = _local_path(target)
-    exists = False if is_repository(target) else _check_target(target, path, "w" if grows else mode, compute=compute)
-    if grows:
-        _grow(ds, path or target, mode, resume, reflectance, layout, progress, tell)
-        return None
-    cube, encoding = encoded(ds, reflectance, layout)
-    # An existing local store is replaced when the new one is whole: until then it can be read, even by this very cube.
-    beside = path.with_name(f"{path.name}.{uuid4().hex}") if path and exists else None
-    place = str(beside or path) if path else target
-    options: dict[str, Any] = {
-        "mode": "w" if exists and not path else "w-",
-        "encoding": encoding,
-        "zarr_format": zarr_format,
-        "consolidated": True,
-    }
+    if mode == "a" and "time" not in ds.dims:
+        raise ValueError("mode='a' appends dates, and the cube has no dimension 'time'. Type ds.expand_dims(time=[…])")
+    cube, encoding = encoded(growing.by_date(ds) if grows else ds, reflectance, layout)
     with warnings.catch_warnings():
         # Version 3 does not standardise consolidated metadata yet; readers that do not know it lose nothing by it, and
         # the others open a cube in one request.
         warnings.filterwarnings("ignore", message="Consolidated metadata")
-        if not compute:
-            return cube.to_zarr(place, compute=False, **options)
-        try:
-            write_pixels(cube, place, progress=progress, **options)
-        except BaseException:
-            if beside:
-                _discard(beside)
-            raise
-    if path and beside:
-        _replace(path, beside)
+        if is_repository(target):
+            with place_of(target) as place:
+                outcomes = _grow(place, cube, encoding, layout, mode, resume, progress=progress, tell=tell)
+            _check_outcomes(target, outcomes)
+            return None
+        path = local_path(target)
+        _check_target(target, path, "w" if grows else mode, compute=compute)
+        with sole_writer(target) as alive:
+            if path:
+                clear_up(path)
+            exists = _check_target(target, path, "w" if grows else mode, compute=compute)
+            job = Job(path or target, exists, alive, cube, encoding, layout)
+            if not compute:
+                return cube.to_zarr(
+                    str(path) if path else target,
+                    mode="w-",
+                    encoding=encoding,
+                    zarr_format=zarr_format,
+                    consolidated=True,
+                    compute=False,
+                )
+            if not grows:
+                job.at_once(progress=progress)
+            elif "time" not in ds.dims:
+                _check_outcomes(target, job.resume_at_once(progress=progress, tell=tell))
+            else:
+                _check_outcomes(target, job.grow(mode, resume, progress=progress, tell=tell))
     return None
 
 
+@dataclass(frozen=True)
+class Job:
+    """What is written to a Zarr store that this job alone writes to."""
+
+    target: Any
+    exists: bool
+    alive: Alive
+    cube: xr.Dataset
+    encoding: dict[str, dict[str, Any]]
+    layout: Layout
+
+    def grow(
+        self, mode: Mode | None, resume: bool, *, progress: bool, tell: Callable[[growing.Outcome], None] | None
+    ) -> list[growing.Outcome]:
+        """Write date by date: into the room that the store has, or is given."""
+        if not self.exists and isinstance(self.target, Path):
+            with beside(self.target) as new:
+                place = Plain(new, self.alive)
+                growing.make(place, self.cube, self.encoding, self.layout.zarr_format)
+                place.commit("no date yet", 0)
+        elif self.exists and isinstance(self.target, Path):
+            clear_temporary(self.target)
+        place = Plain(self.target, self.alive)
+        return _grow(place, self.cube, self.encoding, self.layout, mode, resume, progress=progress, tell=tell)
+
+    def at_once(self, *, progress: bool, record: bool = False) -> None:
+        """Write all of the cube, which readers see when it is whole."""
+        cube = growing.recorded(self.cube) if record else self.cube
+        memory = in_memory(cube, self.encoding, self.layout.zarr_format)
+        if isinstance(self.target, Path):
+            if self.exists:
+                check_replaceable(self.target)
+            with beside(self.target) as new:
+                growing.write_whole(Plain(new, self.alive), cube, memory, progress=progress)
+        else:
+            place = (Replacing if self.exists else Plain)(self.target, self.alive)
+            growing.write_whole(place, cube, memory, progress=progress)
+
+    def resume_at_once(
+        self, *, progress: bool, tell: Callable[[growing.Outcome], None] | None
+    ) -> list[growing.Outcome]:
+        """Write a cube without dates, unless its store is complete."""
+        began, error = time.monotonic(), ""
+        state: growing.State = "kept"
+        if self.exists:
+            growing.check_same(Plain(self.target, self.alive), self.cube, self.encoding, whole=True)
+        if not self.exists or not growing.status(self.target).item():
+            try:
+                self.at_once(progress=progress, record=True)
+                state = "written"
+            except Exception as problem:
+                if growing.no_room(problem):
+                    raise
+                state, error = "failed", without_secrets(f"{type(problem).__name__}: {problem}")
+        outcome = growing.Outcome("", state, round(time.monotonic() - began, 3), error)
+        growing.told(self.target, outcome, tell)
+        return [outcome]
+
+
 def _grow(
-    ds: xr.Dataset,
-    target: Any,
+    place: Place,
+    cube: xr.Dataset,
+    encoding: Mapping[str, Mapping[str, Any]],
+    layout: Layout,
     mode: Mode | None,
     resume: bool,
-    reflectance: Encoding,
-    layout: Layout,
+    *,
     progress: bool,
     tell: Callable[[growing.Outcome], None] | None,
-) -> None:
-    """Write a cube date by date: into the room that its store has, or is given."""
-    if mode == "a" and "time" not in ds.dims:
-        raise ValueError("mode='a' appends dates, and the cube has no dimension 'time'. Type ds.expand_dims(time=[…])")
-    dates = ds.chunk(time=1) if "time" in ds.dims else ds
-    cube, encoding = encoded(dates, reflectance, layout)
-    cube = growing.with_static(cube)
-    with warnings.catch_warnings(), _sole_writer(target), place_of(target) as place:
-        warnings.filterwarnings("ignore", message="Consolidated metadata")
-        if not _exists(str(target) if isinstance(target, Path) else place.store):
-            _make_room(cube, place.store, encoding, layout.zarr_format)
-        else:
-            growing.repair(place.store)
-            growing.check_same(place.store, cube, encoding, whole=mode != "a")
-            if mode == "a":
-                growing.append(place.store, cube, keep=resume)
-        outcomes = growing.fill(place, cube, progress=progress, tell=tell)
+) -> list[growing.Outcome]:
+    if place.documents is None:
+        growing.make(place, cube, encoding, layout.zarr_format)
+    else:
+        growing.repair(place)
+        growing.check_same(place, cube, encoding, whole=mode != "a")
+        if mode == "a":
+            growing.append(place, cube, keep=resume)
+    return growing.fill(place, cube, progress=progress, tell=tell)
+
+
+def _check_outcomes(target: Any, outcomes: list[growing.Outcome]) -> None:
     if any(outcome.state == "failed" for outcome in outcomes):
         raise growing.PartialFailure(target, outcomes)
-
-
-def _make_room(cube: xr.Dataset, target: Any, encoding: dict[str, dict[str, Any]], zarr_format: int) -> None:
-    """Write all of a cube but its dates' pixels; a local store appears when that is whole."""
-    new = growing.recorded(cube)
-    encoding = encoding | {growing.CHECKSUM: {"chunks": (1,) * new[growing.CHECKSUM].ndim}}
-    options: dict[str, Any] = {"mode": "w-", "zarr_format": zarr_format, "consolidated": True, "compute": False}
-    if not isinstance(target, Path):
-        new.to_zarr(target, encoding=encoding, **options)
-        return
-    beside = target.with_name(f"{target.name}.{uuid4().hex}")
-    try:
-        new.to_zarr(beside, encoding=encoding, **options)
-        beside.rename(target)
-    except BaseException:
-        _discard(beside)
-        raise
-
-
-@contextmanager
-def _sole_writer(target: Any) -> Iterator[None]:
-    """Refuse where another job grows the same local store; the system frees the lock of a job that was killed."""
-    if not isinstance(target, Path):
-        yield
-        return
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(target.with_name(f"{target.name}.lock"), timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise RuntimeError(
-            f"another job is writing {target}: two would write the same chunks. Wait for it, or stop it"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _local_path(target: Any) -> Path | None:
-    """Return where a target lies in this machine's files, or None where it does not."""
-    from zarr.storage import LocalStore
-
-    if isinstance(target, LocalStore):
-        return Path(target.root)
-    if isinstance(target, str):
-        target = target.removeprefix("file://")
-        return None if "://" in target else Path(target)
-    return target if isinstance(target, Path) else None
 
 
 def _check_target(target: Any, path: Path | None, mode: Mode | None, *, compute: bool) -> bool:
@@ -256,28 +272,8 @@ def _exists(target: Any) -> bool:
     return True
 
 
-def _discard(folder: Path) -> None:
-    """Delete a folder into which tasks of a computation that failed may still be writing."""
-    for _ in range(20):
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            return
-        time.sleep(0.1)
-
-
-def _replace(old: Path, new: Path) -> None:
-    """Put a folder in the place of another, which is deleted last."""
-    place = old.resolve()  # a link stays a link
-    aside = new.with_name(f"{new.name}.old")
-    place.rename(aside)
-    new.rename(place)
-    shutil.rmtree(aside)
-
-
 def _in_memory(target: Any) -> bool:
-    from zarr.storage import MemoryStore
-
     if is_repository(target):
         # Nothing else tells: ObjectStorage(backend=InMemory… is Icechunk 1's, "type: in-memory" in a line is 2's.
         return re.search(r"^(ObjectStorage\(backend=InMemory|type: in-memory$)", repr(target.storage), re.M) is not None
-    return isinstance(target, MemoryStore | dict) or str(target).startswith("memory://")
+    return memory_of(target) is not None

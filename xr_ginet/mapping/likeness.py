@@ -85,7 +85,7 @@ def _weights(attrs: Mapping[str, Any], shown: str) -> str | None:
         return found
     name = attrs["ginet_weights"]
     raise ValueError(
-        f"{shown} was made with the weights {name!r} (sha256 {sha256[:12]}…), which are not among those of this version: "
+        f"{shown} was made with the weights {name!r} (sha256 {sha256[:12]}…), not among those of this version: "
         f"{', '.join(available_weights())}. Type weights='…/{name}.safetensors', the path of their file, or name "
         "another store"
     )

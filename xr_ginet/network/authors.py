@@ -66,7 +66,17 @@ def from_authors(source: Mapping[str, Tensor] | str | Path, config: GINetConfig 
         If a tensor is missing, left over or of a wrong shape, or a pickle needs code to be read.
     """
     state = dict(source) if isinstance(source, Mapping) else _read_state(Path(expanded(source)))
-    if state and all(key.startswith("model.") for key in state):
+    try:
+        return _network(state, config)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        about = "" if isinstance(source, Mapping) else f"{source}: "
+        kind = "" if type(error) is ValueError else f"the checkpoint does not fit: {type(error).__name__}: "
+        raise ValueError(f"{about}{kind}{error}") from error
+
+
+def _network(state: dict[str, Tensor], config: GINetConfig | None) -> GINet:
+    """Return a network of a state dict with the authors' names."""
+    if state and all(str(key).startswith("model.") for key in state):
         state = {key.removeprefix("model."): tensor for key, tensor in state.items()}
     inferred = _infer_config(state, config)
     sources = _sources(inferred)
@@ -116,6 +126,8 @@ def _sources(config: GINetConfig) -> dict[str, dict[str, tuple[int, ...]]]:
 
 def _infer_config(state: Mapping[str, Tensor], config: GINetConfig | None) -> GINetConfig:
     """Return the configuration that the shapes show, with what they cannot show taken from ``config``."""
+    if strange := [key for key, tensor in state.items() if not isinstance(key, str) or not _is_whole(tensor)]:
+        raise ValueError(f"the checkpoint's tensor {strange[0]!r} holds fewer numbers than its shape says")
     try:
         bands, n_features = state["spectral_inter.mlps.0.2.weight"].shape
         guide_bands = state["spectral_inter.mlps.0.0.weight"].shape[1]
@@ -154,6 +166,11 @@ def _infer_config(state: Mapping[str, Tensor], config: GINetConfig | None) -> GI
     return dataclasses.replace(base, **shown)
 
 
+def _is_whole(tensor: Tensor) -> bool:
+    """Return whether a tensor has a number for each place: a stride of 0 makes terabytes of a few bytes."""
+    return tensor.numel() * tensor.element_size() <= tensor.untyped_storage().nbytes()
+
+
 def _indices(state: Mapping[str, Tensor], pattern: str) -> set[int]:
     return {int(match.group(1)) for key in state if (match := re.match(pattern, key))}
 
@@ -172,14 +189,16 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     try:
         with torch.serialization.safe_globals(_HARMLESS):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (EOFError, KeyError, RuntimeError) as error:  # what torch raises for a file of another kind, or half a one
-        raise ValueError(f"{path} is not a checkpoint of torch, or not a whole one ({error!r})") from error
+    except FileNotFoundError:
+        raise
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} holds objects besides tensors, and reading them would execute code. Where you trust the file, "
             "re-save its tensors: safetensors.torch.save_file(torch.load(path, weights_only=False)['state_dict'], "
             "'tensors.safetensors')"
         ) from error
+    except Exception as error:  # whatever torch's unpickler meets in a file of another kind, or in half a one
+        raise ValueError(f"{path} is not a checkpoint of torch, or not a whole one ({error!r})") from error
     for key in ("state_dict", "model_state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

@@ -7,17 +7,20 @@ grid must nest. Nothing is read here but metadata.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import xarray as xr
 
-from .addresses import public_url
+from .addresses import failure, public_url
+from .areas import Box, centre_longitude, check_bbox, geometry_bounds, search_area
 from .bands import BANDS_10M, BANDS_20M, LAYERS, SCL, resolution_of
 from .grids import Grid, read_crs, transform_bounds
 from .items import BandAsset, Scene, read_item, solar_day
@@ -25,13 +28,16 @@ from .layouts import describe
 from .provenance import ITEMS, MASK, REASONS, STORED, VERSIONS, known, of_dates
 from .radiometry import source_attrs
 from .reader import look, read_scenes
-from .search import DEFAULT_COLLECTION, find_items, is_searched
+from .search import DEFAULT_COLLECTION, find_items, is_searched, signer
 from .times import times_of
 
 if TYPE_CHECKING:
     from .search import Catalog
 
 GroupBy = Literal["solar_day"] | None
+MOST_PIXELS = 10**10
+"""Of 10 m in one image of a cube: a million square kilometres. More is taken for a mistake."""
+
 SAME_OVERPASS = timedelta(minutes=15)
 """Tiles of one overpass are seconds to minutes apart, the next overpass of the same ground at least fifty minutes."""
 
@@ -62,9 +68,11 @@ def open_stac(
     collection : str
         Collection to search.
     bbox : (west, south, east, north), optional
-        Degrees; what is searched, and what the cube covers. Without it the cube covers all items found.
+        Degrees; what is searched, and what the cube covers. Without it the cube covers all items found. A box across
+        180 degrees has its west edge at the larger longitude.
     intersects : GeoJSON geometry, optional
-        In place of ``bbox``; the cube covers its bounds.
+        In place of ``bbox``; the cube covers its bounds. Its text, a Feature, or a geometry of shapely will do. A
+        geometry across 180 degrees is cut in two there. A Point covers no pixel, and is refused.
     datetime, query, max_items : optional
         As for `pystac_client.Client.search`.
     crs : int or str, optional
@@ -74,10 +82,13 @@ def open_stac(
         Pixels per chunk and axis at 10 m, even; 20 m bands get half of it. Zarr stores are read in whole chunks of
         their own (1830 pixels in EOPF's): a multiple of these, or a much larger number, spares reading them twice.
     groupby : {"solar_day", None}
-        ``"solar_day"`` joins the items of one day to one time step, the first valid pixel on top; None keeps each
-        item apart. Of several processing versions of one scene the latest alone is used.
+        ``"solar_day"`` joins the items of one day to one time step, the first valid pixel on top; None keeps tiles,
+        overpasses and satellites apart. Of several processing baselines of one scene the highest alone is used.
+        Products of one baseline that share a tile's pixels between them are always joined.
     sign : callable, optional
-        Applied to each item before use, such as ``planetary_computer.sign``.
+        Applied to each item, such as ``planetary_computer.sign``; returns the item with addresses by which its files
+        can be reached. It is called again whenever a file is opened, so that cubes outlive their tokens. A Client's own
+        ``modifier`` is used likewise.
     offset : "auto" or number
         Digital numbers to add; ``"auto"`` decides from what each item says, see `radiometry.radiometry`. The decision
         is in the result's coordinate ``radiometry``.
@@ -97,11 +108,15 @@ def open_stac(
     Raises
     ------
     ValueError
-        If nothing is found, an item lacks a band at its native resolution, items lie in several CRS and none was asked
-        for, an item's radiometry or grid cannot be told, a searched catalogue names files of this machine, or its pages
-        repeat.
+        If nothing is found, an item lacks a band at its native resolution, items over the area lie in several CRS and
+        none was asked for, the cube would have more than `MOST_PIXELS`, an item's radiometry or grid cannot be told, a
+        searched catalogue names files of this machine, or its pages repeat.
+    pystac_client.exceptions.APIError
+        If the catalogue does not answer, or with an error.
+    ValueError
+        When computed: if a file is not what its item says: its CRS, grid, type of numbers or nodata.
     RuntimeError
-        When computed: if a raster cannot be read. What fails over a network is asked for four times, see `patience`.
+        When computed: if a file cannot be read. What fails over a network is asked for four times, see `patience`.
 
     Notes
     -----
@@ -116,28 +131,29 @@ def open_stac(
     if bbox is not None:
         if intersects is not None:
             raise ValueError("both bbox and intersects were given: one of them says what to search and to cover")
-        _check_bbox(bbox)
+        check_bbox(bbox)
+    area = bbox
+    if intersects is not None:
+        intersects = _geometry(intersects)
+        area = _geometry_bounds(intersects)
     items = find_items(
         catalog,
         collection=collection,
-        bbox=bbox,
-        intersects=intersects,
+        **search_area(bbox, intersects),
         datetime=datetime,
         query=query,
         max_items=max_items,
-        sign=sign,
     )
     if groupby not in ("solar_day", None):
         raise ValueError(f"groupby={groupby!r}: must be 'solar_day' or None")
-    scenes = latest_versions(_read_items(items, bands, offset, remote_only=is_searched(catalog) and not local_files))
+    remote_only = is_searched(catalog) and not local_files
+    scenes = _read_items(items, bands, offset, remote_only=remote_only, sign=signer(catalog, sign))
+    scenes = latest_versions(_over_area(scenes, area))
     epsg = _common_epsg(scenes, crs)
-    by_day = groupby == "solar_day"
-    scenes.sort(key=lambda s: (s.solar_day if by_day else "", by_day and not s.is_native(epsg), s.datetime, s.id))
-    area = _geometry_bounds(intersects) if intersects is not None else bbox
     grid = cube_grid(scenes, epsg, area, pixel=max(20, *map(resolution_of, bands)))
     scenes = _over_ground(scenes, grid, epsg)
-    days = [scene.solar_day if by_day else str(index) for index, scene in enumerate(scenes)]
-    steps = [[i for i, d in enumerate(days) if d == day] for day in dict.fromkeys(days)]
+    longitude = centre_longitude(transform_bounds(grid.bounds, epsg, 4326))
+    scenes, steps = _in_steps(scenes, epsg, longitude, by_day=groupby == "solar_day")
     read = [[name for name in bands if resolution_of(name) == r and name != SCL] for r in (10, 20, 60)]
     read += [[SCL]] if SCL in bands else []
     parts = [
@@ -146,7 +162,7 @@ def open_stac(
         if names and (factor := resolution_of(names[0]) // 10)
     ]
     cube = xr.merge(parts, compat="override", join="override")[list(bands)]
-    chosen = _chosen(offset, sign) | ({} if by_day else {"source_groupby": "none"})
+    chosen = _chosen(offset, sign) | ({} if groupby else {"source_groupby": "none"})
     chosen |= {} if crs is None else {"source_resampling": "nearest"}
     cube = describe(cube, crs=epsg).assign_attrs(_searched(catalog, collection) | chosen)
     return of_dates(cube, [_of_date([scenes[i] for i in step]) | {MASK: "none"} for step in steps])
@@ -196,21 +212,21 @@ def complete(
         raise ValueError(f"the cube has {grid.shape} pixels; even numbers are needed for 20 m pixels to nest in it")
     bounds = transform_bounds(grid.bounds, epsg, 4326)
     times = times_of(ds)
-    days = [_day(time, (bounds[0] + bounds[2]) / 2) for time in times]
+    longitude = centre_longitude(bounds)
+    days = [_day(time, longitude) for time in times]
     first, last = (np.datetime64(day(days), "D") for day in (min, max))
     searched = is_searched(catalog)
     items = find_items(
         catalog,
         collection=collection,
-        bbox=bounds,
+        **search_area(bounds, None),
         datetime=f"{first - 1}T00:00:00Z/{last + 1}T23:59:59Z" if searched else None,
-        sign=sign,
     )
-    scenes = latest_versions(_read_items(items, missing, offset, remote_only=searched))
+    scenes = latest_versions(_read_items(items, missing, offset, remote_only=searched, sign=signer(catalog, sign)))
     # Items of a neighbouring UTM zone show the same ground, but would have to be resampled.
-    scenes = [scene for scene in scenes if scene.solar_day in days and scene.is_native(epsg)]
+    scenes = [scene for scene in scenes if scene.solar_day_near(longitude) in days and scene.is_native(epsg)]
     scenes = _over_ground(sorted(scenes, key=lambda s: (s.datetime, s.id)), grid, epsg)
-    without = sorted(set(days) - {s.solar_day for s in scenes})
+    without = sorted(set(days) - {s.solar_day_near(longitude) for s in scenes})
     if without:
         raise ValueError(
             f"no item of {collection!r} in EPSG:{epsg} on {', '.join(without[:5])} over the cube's ground: its 20 m "
@@ -223,7 +239,10 @@ def complete(
             f"{lattice.x0:.10g}, {lattice.y0:.10g}). Drop its first 10 m row or column: ds.isel(x=slice(1, None))"
         )
     chunk = max(max(ds.chunksizes.get(dim, (1024,))) for dim in ("y", "x")) // 2
-    steps = [_nearest(scenes, time, day) for time, day in zip(times, days, strict=True)]
+    by_day: dict[str, list[int]] = {}
+    for index, scene in enumerate(scenes):
+        by_day.setdefault(scene.solar_day_near(longitude), []).append(index)
+    steps = [_nearest(scenes, by_day[day], time) for time, day in zip(times, days, strict=True)]
     loaded = read_scenes(scenes, missing, grid.coarsen(2), epsg, max(chunk, 1), steps)
     if "time" in ds.dims:
         loaded = loaded.assign_coords(time=ds["time"])
@@ -237,13 +256,17 @@ def complete(
 
 
 def _read_items(
-    items: Sequence[Mapping[str, Any]], bands: Sequence[str], offset: float | Literal["auto"], *, remote_only: bool
+    items: Sequence[Mapping[str, Any]],
+    bands: Sequence[str],
+    offset: float | Literal["auto"],
+    *,
+    remote_only: bool,
+    sign: Callable[[dict[str, Any]], dict[str, Any]] | None,
 ) -> list[Scene]:
     """Return what each item says, at once for several: some stores have to be asked over the network."""
+    read = partial(read_item, bands=bands, offset=offset, look=look, remote_only=remote_only, sign=sign)
     with ThreadPoolExecutor() as pool:
-        return list(
-            pool.map(lambda item: read_item(item, bands, offset=offset, look=look, remote_only=remote_only), items)
-        )
+        return list(pool.map(read, items))
 
 
 def cube_grid(
@@ -256,7 +279,7 @@ def cube_grid(
     Raises
     ------
     ValueError
-        If the scenes' own pixels of that size do not lie on one lattice.
+        If the scenes' own pixels of that size do not lie on one lattice, or the grid has more than `MOST_PIXELS`.
     """
     assets = [asset for scene in scenes for asset in scene.bands.values()]
     native = [asset for asset in assets if asset.epsg == epsg]
@@ -273,12 +296,48 @@ def cube_grid(
         bounds = [a.grid.bounds if a.epsg == epsg else transform_bounds(a.grid.bounds, a.epsg, epsg) for a in assets]
     west, south = (min(b[i] for b in bounds) for i in (0, 1))
     east, north = (max(b[i] for b in bounds) for i in (2, 3))
+    if not np.isfinite([west, south, east, north]).all() or (east - west) * (north - south) > 100 * MOST_PIXELS:
+        raise ValueError(
+            f"the cube would reach from ({west:.6g}, {south:.6g}) to ({east:.6g}, {north:.6g}) in EPSG:{epsg}: more "
+            f"than {MOST_PIXELS:.0e} pixels of 10 m. Type a smaller bbox=, or open several cubes; a geometry across "
+            "180 degrees must be cut in two there, and such a bbox has west > east"
+        )
     slack = 1e-6  # of a pixel: what reprojecting bounds to their own CRS may add
     left = np.floor((west - x_phase) / pixel + slack) * pixel + x_phase
     top = np.ceil((north - y_phase) / pixel - slack) * pixel + y_phase
     width = int(np.ceil((east - left) / pixel - slack))
     height = int(np.ceil((top - south) / pixel - slack))
     return Grid(float(left), float(top), 10.0, -10.0, (pixel // 10 * height, pixel // 10 * width))
+
+
+def _over_area(scenes: Sequence[Scene], area: Box | None) -> list[Scene]:
+    """Return the scenes with pixels in an area in degrees; catalogues find others too, near 180 degrees anywhere.
+
+    Raises
+    ------
+    ValueError
+        If there were scenes and none is left.
+    """
+    if area is None:
+        return list(scenes)
+    boxes: dict[int, Box] = {}
+    left = []
+    for scene in scenes:
+        asset = next(iter(scene.bands.values()))
+        if asset.epsg not in boxes:
+            boxes[asset.epsg] = transform_bounds(area, 4326, asset.epsg)
+        if _overlap(asset.grid.bounds, boxes[asset.epsg]):
+            left.append(scene)
+    if scenes and not left:
+        raise ValueError(
+            f"none of the {len(scenes)} items has pixels within {tuple(area)}: west, south, east, north in degrees"
+        )
+    return left
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    """Return whether two boxes share ground; one that could not be transformed shares none."""
+    return a[0] < b[2] and a[2] > b[0] and a[1] < b[3] and a[3] > b[1] and bool(np.isfinite([*a, *b]).all())
 
 
 def _over_ground(scenes: Sequence[Scene], grid: Grid, epsg: int) -> list[Scene]:
@@ -292,8 +351,7 @@ def _over_ground(scenes: Sequence[Scene], grid: Grid, epsg: int) -> list[Scene]:
 
     def touches(asset: BandAsset) -> bool:
         bounds = asset.grid.bounds
-        west, south, east, north = bounds if asset.epsg == epsg else transform_bounds(bounds, asset.epsg, epsg)
-        return west < grid.bounds[2] and east > grid.bounds[0] and south < grid.bounds[3] and north > grid.bounds[1]
+        return _overlap(bounds if asset.epsg == epsg else transform_bounds(bounds, asset.epsg, epsg), grid.bounds)
 
     left = [scene for scene in scenes if all(touches(asset) for asset in scene.bands.values())]
     if scenes and not left:
@@ -330,22 +388,14 @@ def _common_epsg(scenes: Sequence[Scene], crs: int | str | None) -> int:
     return epsg
 
 
-def _check_bbox(bbox: Sequence[float]) -> None:
-    if len(bbox) != 4 or not (-180 <= bbox[0] < bbox[2] <= 180 and -90 <= bbox[1] < bbox[3] <= 90):
-        raise ValueError(
-            f"bbox={tuple(bbox)}: must be (west, south, east, north) in degrees, west before east, south before north"
-        )
-
-
 def _day(time: np.datetime64, longitude: float) -> str:
     """Return the solar day of a time of a cube; midnight is what a date without a time of day looks like."""
     date = time.astype("datetime64[D]")
     return str(date) if time == date else solar_day(time.astype("datetime64[us]").item(), longitude)
 
 
-def _nearest(scenes: Sequence[Scene], time: np.datetime64, day: str) -> list[int]:
-    """Return the scenes of a cube's overpass, the nearest in time first, or of its day where it tells only a date."""
-    members = [i for i, scene in enumerate(scenes) if scene.solar_day == day]
+def _nearest(scenes: Sequence[Scene], members: list[int], time: np.datetime64) -> list[int]:
+    """Return which scenes of a day are of a cube's overpass, the nearest first; all where it tells a date only."""
     if time == time.astype("datetime64[D]"):
         return members
     apart = {i: abs(scenes[i].datetime - time.astype("datetime64[us]").item()) for i in members}
@@ -354,13 +404,44 @@ def _nearest(scenes: Sequence[Scene], time: np.datetime64, day: str) -> list[int
 
 
 def latest_versions(scenes: Sequence[Scene]) -> list[Scene]:
-    """Return the scenes without repetition: of one tile and overpass, that of the highest processing baseline."""
-    latest: list[Scene] = []
+    """Return the scenes without repetition: of one tile, satellite and overpass those of the highest baseline.
+
+    These are several where a tile was cut into products at the end of a downlink: each has pixels of its own.
+    """
+    latest: dict[Any, list[Scene]] = {}
     for scene in sorted(scenes, key=lambda s: (s.baseline or 0.0, s.id), reverse=True):
-        same = (other for other in latest if other.shows_the_same(scene))
-        if next(same, None) is None:
-            latest.append(scene)
-    return latest
+        kept = latest.setdefault(scene.place, [])
+        same = (other for other in kept if other.shows_the_same(scene))
+        if all(other.baseline == scene.baseline and other.id != scene.id for other in same):
+            kept.append(scene)
+    return [scene for kept in latest.values() for scene in kept]
+
+
+def _in_steps(
+    scenes: Sequence[Scene], epsg: int, longitude: float, *, by_day: bool
+) -> tuple[list[Scene], list[list[int]]]:
+    """Return the scenes in order, and those of each time step by index, whose first valid pixel is on top.
+
+    Within a step native pixels come first, then earlier ones, then later products of the same tile and overpass.
+    """
+    places: dict[Any, list[Scene]] = {}
+    for scene in sorted(scenes, key=lambda s: (s.datetime, s.id)):
+        places.setdefault(scene.place, []).append(scene)
+    alike = {id(s): next(other for other in places[s.place] if other.shows_the_same(s)) for s in scenes}
+    ordered = sorted(scenes, key=lambda s: s.id, reverse=True)
+    ordered.sort(
+        key=lambda s: (
+            s.solar_day_near(longitude) if by_day else "",
+            by_day and not s.is_native(epsg),
+            alike[id(s)].datetime,
+            alike[id(s)].id,
+        )
+    )
+    steps: dict[Any, list[int]] = {}
+    for index, scene in enumerate(ordered):
+        key = scene.solar_day_near(longitude) if by_day else id(alike[id(scene)])
+        steps.setdefault(key, []).append(index)
+    return ordered, list(steps.values())
 
 
 def _of_date(scenes: Sequence[Scene], had: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -399,8 +480,44 @@ def _chosen(offset: float | Literal["auto"], sign: Callable[[Any], Any] | None) 
     return chosen
 
 
-def _geometry_bounds(geometry: Mapping[str, Any]) -> tuple[float, float, float, float]:
-    from rasterio.features import bounds
+def _geometry(intersects: Any) -> dict[str, Any]:
+    """Return the GeoJSON geometry that is meant: itself, its text, a Feature, or an object of shapely or geopandas."""
+    geometry = getattr(intersects, "__geo_interface__", intersects)
+    try:
+        geometry = json.loads(geometry) if isinstance(geometry, str) else geometry
+    except ValueError:
+        pass
+    if isinstance(geometry, Mapping) and geometry.get("type") == "Feature":
+        geometry = geometry.get("geometry")
+    if not isinstance(geometry, Mapping) or "type" not in geometry:
+        raise ValueError(
+            f"intersects={str(intersects)[:60]!r} is no GeoJSON geometry, such as {{'type': 'Polygon', 'coordinates': "
+            "[[[0.05, 43.65], …]]}. For a box type bbox=(west, south, east, north)"
+        )
+    return json.loads(json.dumps(geometry))
 
-    west, south, east, north = bounds(geometry)
+
+def _geometry_bounds(geometry: Mapping[str, Any]) -> Box:
+    """Return west, south, east and north of a geometry, which must cover some ground."""
+    kind = geometry["type"]
+    try:
+        west, south, east, north = geometry_bounds(geometry)
+    except (TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        if str(error).startswith("intersects"):
+            raise
+        raise ValueError(
+            f"intersects is a {kind} whose coordinates cannot be read ({failure(error)}). They must be as GeoJSON has "
+            "them: numbers, longitude before latitude, in degrees"
+        ) from None
+    if not (-180 <= west <= 180 and -180 <= east <= 180 and -90 <= south <= north <= 90):
+        raise ValueError(
+            f"intersects spans {west:g} to {east:g} and {south:g} to {north:g}: its coordinates must be degrees, "
+            "longitude before latitude"
+        )
+    if west == east or south == north:
+        box = ", ".join(f"{v:.4f}" for v in (west - 0.01, south - 0.01, east + 0.01, north + 0.01))
+        raise ValueError(
+            f"intersects is a {kind} without an extent, and the cube covers what is asked for: no pixel. Give a box "
+            f"around it, such as bbox=({box}), or a Polygon"
+        )
     return west, south, east, north

@@ -1,12 +1,14 @@
 """The paired 10 m and 20 m grids of a cube: read from coordinates, proved to nest.
 
-A grid is a transform, a shape and a CRS. Nothing here reads pixels.
+A grid is a transform, a shape and a CRS. Coordinates are centres of pixels; where they may be corners, the transforms
+that a cube carries beside them decide. Nothing here reads pixels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import xarray as xr
@@ -156,6 +158,78 @@ def check_nesting(fine: Grid, coarse: Grid, factor: int = 2) -> None:
             f"the fine grid has {fine.shape[0]} by {fine.shape[1]} pixels and the coarse one {coarse.shape[0]} by "
             f"{coarse.shape[1]}; {factor} by {factor} fine pixels per coarse one are needed. Cut both to the same area"
         )
+
+
+def stated_anchor(cube: xr.Dataset | xr.DataArray) -> Literal["centre", "corner"] | None:
+    """Return what of a pixel the coordinates ``y`` and ``x`` name, as the transforms that the cube carries tell it.
+
+    Those are GDAL's ``GeoTransform`` in ``spatial_ref`` or another grid mapping, and the attribute ``transform`` of
+    stackstac and rasterio. A transform of before a selection serves: only where its lattice lies matters. One of
+    pixels of another size, and transforms that disagree, tell nothing.
+    """
+    if any(dim not in cube.coords or cube[dim].size < 2 for dim in FINE_DIMS):
+        return None
+    grid = Grid.from_coords(cube)
+    first = np.array([grid.x0 + grid.dx / 2, grid.y0 + grid.dy / 2])
+    size = np.array([grid.dx, grid.dy])
+    told: set[Literal["centre", "corner"] | None] = set()
+    for dx, skew_x, x0, skew_y, dy, y0 in _transforms(cube):
+        if skew_x or skew_y or np.abs(np.array([dx, dy]) / size - 1).max() > TOLERANCE / max(grid.shape):
+            continue
+        phase = (first - (x0, y0)) / size % 1
+        by_centre = np.abs(phase - 0.5).max() <= TOLERANCE
+        by_corner = np.minimum(phase, 1 - phase).max() <= TOLERANCE
+        told.add("centre" if by_centre else "corner" if by_corner else None)
+    return told.pop() if len(told) == 1 else None
+
+
+def _transforms(cube: xr.Dataset | xr.DataArray) -> Iterator[tuple[float, ...]]:
+    """Yield the transforms that a cube carries, each (dx, 0, x0, 0, dy, y0)."""
+    bands = list(cube.data_vars.values()) if isinstance(cube, xr.Dataset) else []
+    for variable in (*cube.coords.values(), *bands):
+        if text := variable.attrs.get("GeoTransform"):
+            numbers = _six_numbers(str(text).split())
+            if numbers:
+                x0, dx, skew_x, y0, skew_y, dy = numbers
+                yield dx, skew_x, x0, skew_y, dy, y0
+    for attrs in (cube.attrs, *(band.attrs for band in bands)):
+        if "transform" in attrs and (numbers := _six_numbers(attrs["transform"])):
+            yield numbers
+
+
+def _six_numbers(values: Any) -> tuple[float, ...] | None:
+    try:
+        numbers = tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        return None
+    return numbers[:6] if len(numbers) in (6, 9) and np.isfinite(numbers).all() else None
+
+
+def overlap_of(fine: Grid, coarse: Grid, factor: int = 2) -> tuple[dict[str, slice], dict[str, slice]]:
+    """Return the windows of two grids that hold the same ground in whole nested pixels, by ``y`` and ``x``.
+
+    They are the whole grids, but where loaders round one area to each grid by itself: then the edges are less than
+    a coarse pixel apart, and what sticks out is left out. Grids that do not share a lattice, or differ by more, are
+    left as they are, for `check_nesting` to refuse.
+    """
+    axes = {
+        "y": (fine.y0, fine.dy, fine.shape[0], coarse.y0, coarse.dy, coarse.shape[0]),
+        "x": (fine.x0, fine.dx, fine.shape[1], coarse.x0, coarse.dx, coarse.shape[1]),
+    }
+    windows_fine, windows_coarse = {}, {}
+    for dim, (start, step, n, coarse_start, coarse_step, coarse_n) in axes.items():
+        shift = (coarse_start - start) / step
+        before, after = round(shift), round(shift) + factor * coarse_n - n
+        if before == after == shift == 0:
+            continue
+        aligned = abs(shift - before) <= TOLERANCE and abs(coarse_step / step - factor) * coarse_n <= TOLERANCE
+        if not aligned or max(abs(before), abs(after)) > factor:
+            return {}, {}
+        first = max(0, -(before // factor))
+        last = min(coarse_n, (n - before) // factor)
+        windows_coarse[dim] = slice(first, last)
+        windows_fine[dim] = slice(before + factor * first, before + factor * last)
+    return windows_fine, windows_coarse
 
 
 def read_crs(ds: xr.Dataset | xr.DataArray) -> CRS | None:

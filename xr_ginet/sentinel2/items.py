@@ -7,6 +7,7 @@ its type. Catalogues disagree about keys, names and extensions, so a band is loo
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, timedelta
@@ -14,24 +15,43 @@ from datetime import datetime as Datetime
 from typing import Any, Literal
 from urllib.parse import urljoin, urlsplit
 
+import numpy as np
+
+from .addresses import REMOTE, Address, failure, public_url
+from .areas import near
 from .bands import SCL, layer_name, resolution_of
 from .grids import Grid
 from .provenance import version_of
-from .radiometry import CLASS_NUMBERS, Radiometry, described_bands, processing_baseline, radiometry
+from .radiometry import (
+    CLASS_NUMBERS,
+    Radiometry,
+    described_bands,
+    processing_baseline,
+    radiometry,
+    stated_nodata,
+    statements,
+)
 
 RASTERS = ("image/tiff", "image/jp2", "image/vnd.stac.geotiff")
 ZARR = ("application/vnd+zarr", "application/vnd.zarr")
 """Media types, as they begin."""
+DRIVERS = {"image/jp2": ("JP2OpenJPEG", "JP2KAK", "JP2ECW", "JP2MrSID")}
+"""Of GDAL, by which rasters of a media type are opened; all others are GeoTIFFs."""
 
-REMOTE = ("http", "https", "s3", "gs", "gcs", "az", "abfs")
-"""Schemes of addresses that are not on this machine."""
+LARGEST_SIDE = 2**17
+"""Pixels of an image's side; a tile of Sentinel-2 has 10,980."""
+DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "float32", "float64")
+"""Of stored numbers."""
+
+
+_SIGNING = threading.Lock()
 
 
 @dataclass(frozen=True)
 class BandAsset:
     """Where a band lies, and what its digital numbers mean."""
 
-    href: str
+    href: Address
     """Of a raster that GDAL can open, or of a Zarr array."""
     epsg: int
     """Code of the raster's CRS."""
@@ -41,6 +61,14 @@ class BandAsset:
     """How to read its pixels."""
     is_zarr: bool = False
     """Whether it is read by zarr instead of GDAL."""
+    about: str = ""
+    """The item and its asset, for errors."""
+    drivers: tuple[str, ...] = ("GTiff",)
+    """Of GDAL that may open it."""
+    typed: bool = True
+    """Whether the item tells the type of its numbers."""
+    nodata: float | None = None
+    """What the item says that missing pixels hold."""
 
 
 @dataclass(frozen=True)
@@ -56,17 +84,29 @@ class Scene:
     """Processing baseline, where the item tells it."""
     version: str = ""
     """What tells it from a later version of the same id, see `provenance.version_of`."""
+    satellite: str | None = None
+    """Its letter, where the item tells it."""
+
+    @property
+    def place(self) -> tuple[int, Grid]:
+        """Return the CRS and the grid of its first band, the same for all items of a tile."""
+        asset = next(iter(self.bands.values()))
+        return asset.epsg, asset.grid
 
     @property
     def solar_day(self) -> str:
         """Return the date by local solar time, which does not change within one overpass."""
         return solar_day(self.datetime, self.longitude)
 
+    def solar_day_near(self, longitude: float) -> str:
+        """Return the solar day counted as at a longitude, so that it is the same on both sides of 180 degrees."""
+        return solar_day(self.datetime, near(self.longitude, longitude))
+
     def shows_the_same(self, other: Scene) -> bool:
-        """Return whether another item is of the same tile and overpass, in whatever processing version."""
-        mine, others = (next(iter(scene.bands.values())) for scene in (self, other))
+        """Return whether another item is of the same tile, satellite and overpass, in whatever processing version."""
         at_once = abs(self.datetime - other.datetime) < timedelta(minutes=1)
-        return at_once and (mine.epsg, mine.grid) == (others.epsg, others.grid)
+        by_one = None in (self.satellite, other.satellite) or self.satellite == other.satellite
+        return at_once and by_one and self.place == other.place
 
     def is_native(self, epsg: int) -> bool:
         """Return whether all bands lie in a CRS, so that none needs resampling."""
@@ -91,6 +131,7 @@ def read_item(
     offset: float | Literal["auto"] = "auto",
     look: Callable[[str], Mapping[str, Any]] | None = None,
     remote_only: bool = False,
+    sign: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
 ) -> Scene:
     """Return what reading a STAC item takes: the asset of each band at its native resolution, grid and radiometry.
 
@@ -108,6 +149,9 @@ def read_item(
     remote_only : bool
         Refuse assets that are no remote address: GDAL would open any file of this machine, and ``/vsi…`` whatever GDAL
         can be made to do.
+    sign : callable, optional
+        Returns the JSON of an item with addresses by which its files can be reached now. It is called here, and again
+        whenever a file is opened.
 
     Raises
     ------
@@ -116,10 +160,11 @@ def read_item(
         is refused.
     """
     try:
-        return _read(item, bands, offset, look, remote_only)
+        return _read(item, bands, offset, look, remote_only, sign)
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError) as error:
         named = item.get("id") if isinstance(item, Mapping) else item
-        raise ValueError(f"item {named!r} is not as STAC has it: {error!r}") from error
+        problem = failure(error)
+    raise ValueError(f"item {str(named)[:100]!r} is not as STAC has it: {problem}")
 
 
 def _read(
@@ -128,27 +173,70 @@ def _read(
     offset: float | Literal["auto"],
     look: Callable[[str], Mapping[str, Any]] | None,
     remote_only: bool,
+    sign: Callable[[dict[str, Any]], dict[str, Any]] | None,
 ) -> Scene:
     found = {}
+    raw, item = item, item if sign is None else _signed(item, sign)
     for name in bands:
         key, asset = _find_asset(item, name)
-        href, is_zarr = _href(item, key, asset), _is_zarr(asset)
+        about, href = f"item {item['id']}, asset {key!r}", _href(item, key, asset)
         if remote_only and urlsplit(href).scheme not in REMOTE:
             raise ValueError(
-                f"item {item['id']}, asset {key!r}: {href} is no remote address ({', '.join(REMOTE)}), and a catalogue "
-                "must not choose which files of this machine are read. If it is yours, type local_files=True"
+                f"{about}: {public_url(href)} is no remote address ({', '.join(REMOTE)}), and a catalogue must not "
+                "choose which files of this machine are read. If it is yours, type local_files=True"
             )
-        if is_zarr and _is_vague(item, key, asset):
-            asset = {**asset, **_look(item, key, href, look)}
+        if _is_zarr(asset) and _is_vague(item, key, asset):
+            asset = {**asset, **_look(about, href, look)}
+        meaning = CLASS_NUMBERS if name == SCL else radiometry(item, asset, offset)
+        if meaning.dtype not in DTYPES:
+            raise ValueError(f"{about}: its data_type is {meaning.dtype[:40]!r}; it must be one of {', '.join(DTYPES)}")
         found[name] = BandAsset(
-            href=href,
+            href=Address(href, None if sign is None else _Signed(_only(raw, key), name, sign)),
             epsg=_epsg(item, key, asset),
             grid=_asset_grid(item, key, asset),
-            radiometry=CLASS_NUMBERS if name == SCL else radiometry(item, asset, offset),
-            is_zarr=is_zarr,
+            radiometry=meaning,
+            is_zarr=_is_zarr(asset),
+            about=about,
+            drivers=DRIVERS.get(str(asset.get("type")).partition(";")[0].strip(), ("GTiff",)),
+            typed=name == SCL or any(place.get("data_type") for place in statements(asset)),
+            nodata=None if name == SCL else stated_nodata(asset),
         )
     baseline = processing_baseline(item)
-    return Scene(item["id"], _moment(item), _longitude(item), found, baseline, version_of(item))
+    return Scene(item["id"], _moment(item), _longitude(item), found, baseline, version_of(item), _satellite(item))
+
+
+@dataclass(frozen=True)
+class _Signed:
+    """Signs an item again, and finds a band's address in it."""
+
+    item: Mapping[str, Any]
+    name: str
+    sign: Callable[[dict[str, Any]], dict[str, Any]]
+
+    def __call__(self) -> str:
+        item = _signed(self.item, self.sign)
+        return _href(item, *_find_asset(item, self.name))
+
+
+def _signed(item: Mapping[str, Any], sign: Callable[[dict[str, Any]], dict[str, Any]]) -> Mapping[str, Any]:
+    """Return an item, signed; one at a time, as nobody promises that ``sign`` can do more."""
+    with _SIGNING:
+        return sign(dict(item))
+
+
+def _only(item: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Return an item without all but one of its assets, and what leads elsewhere."""
+    own = [link for link in item.get("links", ()) if link.get("rel") == "self"]
+    kept = {name: asset for name, asset in item["assets"].items() if name == key or key.startswith(f"{name}/")}
+    return {**item, "assets": kept, "links": own}
+
+
+def _satellite(item: Mapping[str, Any]) -> str | None:
+    """Return the letter of Sentinel-2's satellite that an item names, in its properties or at the start of its id."""
+    for text in (item["properties"].get("platform"), item["id"]):
+        if match := re.match(r"(?:sentinel-?2|s2)([a-z])(?![a-z])", str(text), re.IGNORECASE):
+            return match[1].lower()
+    return None
 
 
 def _moment(item: Mapping[str, Any]) -> Datetime:
@@ -190,9 +278,9 @@ def _band_assets(item: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, An
         if set(asset.get("roles") or ()) & {"thumbnail", "overview", "visual"}:
             continue
         bands = described_bands(asset)
-        href = asset["href"].rstrip("/")
+        href = re.split(r"[?#]", asset["href"])[0].rstrip("/")
         if len(bands) == 1 and _is_zarr(asset) and re.search(r"/r\d0m$", href):  # the group of one array
-            yield key, {**asset, "href": f"{href}/{bands[0]['name'].lower()}"}
+            yield key, {**asset, "href": _within(asset["href"], bands[0]["name"].lower())}
         elif len(bands) <= 1 and (asset.get("type") or "").startswith((*RASTERS, *ZARR)):
             yield key, asset
         elif len(bands) > 1 and _is_zarr(asset):
@@ -201,12 +289,18 @@ def _band_assets(item: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, An
                     **asset,
                     **band,
                     "bands": [band],
-                    "href": f"{asset['href'].rstrip('/')}/{band['name'].lower()}",
+                    "href": _within(asset["href"], band["name"].lower()),
                 }
                 if "profile=multiscales" in asset["type"]:  # a group of groups, each of one resolution
-                    array["href"] = f"{asset['href'].rstrip('/')}/r{array['gsd']}m/{band['name'].lower()}"
+                    array["href"] = _within(asset["href"], f"r{array['gsd']}m/{band['name'].lower()}")
                     array["proj:transform"] = None
                 yield f"{key}/{band['name']}", array
+
+
+def _within(href: str, name: str) -> str:
+    """Return the address of a member of a group; what is signed stays signed."""
+    path, mark, query = href.partition("?")
+    return f"{path.rstrip('/')}/{name}{mark}{query}"
 
 
 def _asset_band(key: str, asset: Mapping[str, Any]) -> str | None:
@@ -228,8 +322,8 @@ def _href(item: Mapping[str, Any], key: str, asset: Mapping[str, Any]) -> str:
     base = next((str(link["href"]) for link in item.get("links", ()) if link.get("rel") == "self"), None)
     if base is None:
         raise ValueError(
-            f"item {item['id']}, asset {key!r}: {href} is relative to the item, and no link of the item tells where "
-            "that lies. Open the item from its file, pystac.Item.from_file(…)"
+            f"item {item['id']}, asset {key!r}: {public_url(href)} is relative to the item, and no link of the item "
+            "tells where that lies. Open the item from its file, pystac.Item.from_file(…)"
         )
     scheme, colon, rest = base.partition(":")
     return scheme + colon + urljoin(rest, href) if colon else urljoin(base, href)  # urljoin does not know s3:
@@ -241,19 +335,19 @@ def _is_vague(item: Mapping[str, Any], key: str, asset: Mapping[str, Any]) -> bo
     return not typed or _stated_grid(item, key, asset) is None
 
 
-def _look(
-    item: Mapping[str, Any], key: str, href: str, look: Callable[[str], Mapping[str, Any]] | None
-) -> Mapping[str, Any]:
-    about = f"item {item['id']}, asset {key!r}: its grid or its type of numbers is told by its Zarr store alone"
+def _look(about: str, href: str, look: Callable[[str], Mapping[str, Any]] | None) -> Mapping[str, Any]:
+    shown = public_url(href)
+    about = f"{about}: its grid or its type of numbers is told by its Zarr store alone"
     if look is None:
-        raise ValueError(f"{about}, {href}. Type look=xr_ginet.sentinel2.reader.look to open it")
+        raise ValueError(f"{about}, {shown}. Type look=xr_ginet.sentinel2.reader.look to open it")
     try:
         return look(href)
     except Exception as error:  # whatever a store raises: missing packages, network, permission, codecs
-        raise ValueError(
-            f"{about}, and {href} could not be read ({type(error).__name__}: {error}). Is it reached from here, and "
-            "are the packages for it there? https: pip install aiohttp; s3: pip install s3fs"
-        ) from error
+        problem = failure(error, href)
+    raise ValueError(
+        f"{about}, and {shown} could not be read ({problem}). Is it reached from here, and are the packages for it "
+        "there? https: pip install aiohttp; s3: pip install s3fs"
+    )
 
 
 def _resolution(item: Mapping[str, Any], asset: Mapping[str, Any]) -> float | None:
@@ -284,15 +378,30 @@ def _stated_grid(item: Mapping[str, Any], key: str, asset: Mapping[str, Any]) ->
     transform, shape, box = (
         asset.get(f"proj:{field}", item["properties"].get(f"proj:{field}")) for field in ("transform", "shape", "bbox")
     )
+    about = f"item {item['id']}, asset {key!r}"
     if transform and shape:
         dx, skew_x, x0, skew_y, dy, y0 = (float(value) for value in transform[:6])
-        if skew_x or skew_y or dy >= 0:
-            raise ValueError(f"item {item['id']}, asset {key!r}: its proj:transform {transform} is not north-up")
-        return Grid(x0, y0, dx, dy, (int(shape[0]), int(shape[1])))
+        if skew_x or skew_y or dy >= 0 or dx <= 0:
+            raise ValueError(f"{about}: its proj:transform {transform} is not north-up")
+        return _checked(Grid(x0, y0, dx, dy, (_side(about, shape[0]), _side(about, shape[1]))), about)
     resolution = _resolution(item, asset)
     # EOPF's items of 2025 have degrees here, against the standard; no place of UTM lies within 360 m of its origin.
     if not box or not resolution or max(abs(value) for value in box) <= 360:
         return None
     west, south, east, north = (float(value) for value in box)
-    height, width = round((north - south) / resolution), round((east - west) / resolution)
-    return Grid(west, north, resolution, -resolution, (height, width))
+    height, width = ((north - south) / resolution, (east - west) / resolution)
+    return _checked(Grid(west, north, resolution, -resolution, (_side(about, height), _side(about, width))), about)
+
+
+def _side(about: str, pixels: float) -> int:
+    """Return how many pixels an image has along a side, from what its metadata says."""
+    number = float(pixels)
+    if not 0.5 < number < LARGEST_SIDE + 0.5:  # NaN neither
+        raise ValueError(f"{about}: an image of {number:g} pixels a side; from 1 to {LARGEST_SIDE} are read")
+    return round(number)
+
+
+def _checked(grid: Grid, about: str) -> Grid:
+    if not np.isfinite(grid.transform).all() or max(map(abs, grid.transform)) > 1e8:
+        raise ValueError(f"{about}: its proj:transform {grid.transform} places it nowhere")
+    return grid

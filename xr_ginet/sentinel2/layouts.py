@@ -16,7 +16,17 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from .bands import BANDS, SCL, band_name, bands_of, layer_name
-from .grids import COARSE_DIMS, DIMS, FINE_DIMS, TOLERANCE, Grid, check_nesting, read_crs
+from .grids import (
+    COARSE_DIMS,
+    DIMS,
+    FINE_DIMS,
+    TOLERANCE,
+    Grid,
+    check_nesting,
+    overlap_of,
+    read_crs,
+    stated_anchor,
+)
 from .provenance import of_dates
 from .radiometry import (
     DARKEST,
@@ -60,8 +70,11 @@ def pair(
     ds_10m, ds_20m : Dataset or DataArray
         One variable per band with dims ``y, x`` or ``time, y, x``, or bands stacked along ``band``; lazy or not,
         chunked in any way. Names are ESA's (B05, b05, B05_20m) or catalogues' (rededge1); what is no Sentinel-2 band
-        of that resolution is left out. Coordinates are centres, or the pixels' upper left corners on both grids, as
-        stackstac has them unless told otherwise. The scene classification ``SCL`` is kept as it is.
+        of that resolution is left out. The scene classification ``SCL`` is kept as it is. Coordinates are centres, or
+        upper left corners where a ``GeoTransform`` or a ``transform`` in the attributes says so, and, where none tells,
+        where both grids start at the same coordinates, as stackstac's do unless it is told otherwise. Where the grids
+        differ at an edge by no more than a 20 m pixel, as those of ``odc.stac.load(bbox=…)`` do, the pixels that are
+        not whole in both are left out.
     scale, offset, nodata : float, optional
         For bands that hold digital numbers: reflectance is ``digital_number * scale + offset``, and missing where the
         digital number is ``nodata`` or 65535, which is ESA's for saturated. Integer bands need a
@@ -74,6 +87,13 @@ def pair(
     Dataset
         Dims ``[time,] y, x`` and ``[time,] y_20m, x_20m``; reflectance float32 (float64 stays); as lazy as the input.
 
+    Notes
+    -----
+    To xarray the two grids are four independent dimensions: ``cube.B08 - cube.B05`` becomes an array over all four, of
+    gigabytes, without a word. Compute with bands of one grid, or with any after ``cube.ginet.superresolve()``. xarray's
+    ``sel`` and ``isel``, and rioxarray's ``clip``, cut one grid alone; ``cube.ginet.sel``, ``isel``, ``clip`` and
+    ``point`` cut all grids together.
+
     Warns
     -----
     UserWarning
@@ -83,7 +103,7 @@ def pair(
     ------
     ValueError
         If no band is found or one is found twice, integer bands have no scale, decoded bands are given one, the grids
-        do not nest exactly, or times or CRS differ.
+        do not share a lattice or differ by more than a 20 m pixel at an edge, or times or CRS differ.
 
     Examples
     --------
@@ -98,8 +118,11 @@ def pair(
     """
     if scale is None:
         warn_of_offset(ds_10m)
+    anchors = stated_anchor(ds_10m), stated_anchor(ds_20m)
     ds_10m, ds_20m = unstack(ds_10m, "ds_10m"), unstack(ds_20m, "ds_20m")
-    fine, coarse = _at_centres(bands_on(ds_10m, 10, "ds_10m"), bands_on(ds_20m, 20, "ds_20m"))
+    fine, coarse = _at_centres(bands_on(ds_10m, 10, "ds_10m"), bands_on(ds_20m, 20, "ds_20m"), anchors)
+    whole_fine, whole_coarse = overlap_of(Grid.from_coords(fine), Grid.from_coords(coarse))
+    fine, coarse = fine.isel(whole_fine), coarse.isel(whole_coarse)
     check_nesting(Grid.from_coords(fine), Grid.from_coords(coarse))
     _check_times(fine, coarse)
     crs_fine, crs_coarse = read_crs(ds_10m), read_crs(ds_20m)
@@ -113,7 +136,7 @@ def pair(
         for ds in (fine, coarse)
     )
     if (classes := classes_of(ds_20m)) is not None:
-        coarse[SCL] = classes.variable
+        coarse[SCL] = classes.variable.isel(whole_coarse)
     coarse = coarse.rename(dict(zip(FINE_DIMS, COARSE_DIMS, strict=True)))
     cube = xr.merge([fine, coarse], combine_attrs="drop_conflicts", compat="override", join="override")
     return of_dates(describe(cube, crs=crs_fine or crs_coarse), [attrs] * cube.sizes.get("time", 1) if attrs else [])
@@ -371,8 +394,21 @@ def _labels(cube: xr.DataArray, dim: str) -> list[list[str]]:
     return [list(labels) for labels in zip(*columns, strict=True)]
 
 
-def _at_centres(fine: xr.Dataset, coarse: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
-    """Return both parts with centres as coordinates; corners show by grids that start alike, but for half pixels."""
+def _at_centres(
+    fine: xr.Dataset, coarse: xr.Dataset, anchors: tuple[str | None, str | None]
+) -> tuple[xr.Dataset, xr.Dataset]:
+    """Return both parts with centres as coordinates.
+
+    Where nothing tells what coordinates are, those of corners show by grids that start alike, but for half pixels.
+    """
+    told = {anchor for anchor in anchors if anchor}
+    if told:
+        both = told.pop() if len(told) == 1 else None
+        fine, coarse = (
+            shift(ds, 0.5) if (anchor or both) == "corner" else ds
+            for ds, anchor in zip((fine, coarse), anchors, strict=True)
+        )
+        return fine, coarse
     a, b = Grid.from_coords(fine), Grid.from_coords(coarse)
     found, expected = (b.x0 - a.x0, b.y0 - a.y0), ((a.dx - b.dx) / 2, (a.dy - b.dy) / 2)
     if b.dx != a.dx and np.allclose(found, expected, rtol=0, atol=TOLERANCE * abs(a.dx)):

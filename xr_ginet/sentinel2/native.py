@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 from .bands import BANDS_20M, SCL, band_name, layer_name
-from .grids import FINE_DIMS, TOLERANCE, Grid, read_crs
+from .grids import FINE_DIMS, TOLERANCE, Grid, read_crs, stated_anchor
 from .layouts import bands_on, classes_of, pair, scaled, shift, unstack, warn_of_offset
 
 
@@ -35,7 +35,9 @@ def to_native(
     ----------
     cube : Dataset or DataArray
         10 m and 20 m bands on one 10 m grid, named as in `pair`; dims ``[time,] y, x``, or stacked along ``band``.
-        Coordinates are centres; multiples of 10 m are upper left corners, as stackstac has them unless told otherwise.
+        Coordinates are centres. Multiples of 10 m are upper left corners, as stackstac has them unless told otherwise,
+        but where a ``GeoTransform`` or a ``transform`` in the attributes tells that they are centres: then the pixels
+        were resampled.
     scale, offset, nodata
         As in `pair`.
 
@@ -71,11 +73,12 @@ def to_native(
         raise ValueError("the cube's 20 m bands were super-resolved to 10 m already: there are no native pixels in it")
     if scale is None:
         warn_of_offset(cube)
+    anchor = stated_anchor(cube)
     ds = unstack(cube, "cube")
     fine, repeated = (bands_on(ds, resolution, "cube") for resolution in (10, 20))
     if (classes := classes_of(ds)) is not None:
         repeated[SCL] = classes.transpose(..., *FINE_DIMS)
-    row, column, corners = _lattice_phase(Grid.from_coords(ds), read_crs(ds))
+    row, column, corners = _lattice_phase(Grid.from_coords(ds), read_crs(ds), anchor)
     whole = _whole_pixels(ds.sizes["y"], ds.sizes["x"], row, column)
     fine, repeated = (part.isel(whole) for part in (fine, repeated))
     if corners:
@@ -105,7 +108,7 @@ def two_grids(
     return scaled(ds, scale=scale, offset=offset, nodata=nodata)
 
 
-def _lattice_phase(grid: Grid, crs: Any) -> tuple[int, int, bool]:
+def _lattice_phase(grid: Grid, crs: Any, anchor: str | None) -> tuple[int, int, bool]:
     """Return the first row and column that begin a 20 m pixel, and whether coordinates are corners.
 
     Raises
@@ -124,13 +127,15 @@ def _lattice_phase(grid: Grid, crs: Any) -> tuple[int, int, bool]:
             "rows run northwards, type ds.sortby('y', ascending=False)"
         )
     place = np.array([-grid.y0 / 10, grid.x0 / 10]) % 2
-    corners = bool(np.allclose(place % 1, 0.5, atol=TOLERANCE))
+    corners = anchor == "corner" or (anchor is None and bool(np.allclose(place % 1, 0.5, atol=TOLERANCE)))
     place += 0.5 * corners
     phase = np.round(place)
     if np.abs(place - phase).max() > TOLERANCE:
         raise ValueError(
-            f"the cube starts at x={grid.x0:.10g}, y={grid.y0:.10g}; Sentinel-2's pixels start at multiples of 10 m: "
-            f"these were resampled. {how}"
+            f"the cube starts at x={grid.x0:.10g}, y={grid.y0:.10g}"
+            + (f", since its transform tells that coordinates are {anchor}s" if anchor else "")
+            + f"; Sentinel-2's pixels start at multiples of 10 m: these were resampled. {how}, and with "
+            "odc.stac.load without anchor='center'"
         )
     row, column = (phase % 2).astype(int).tolist()
     return row, column, corners

@@ -131,7 +131,7 @@ class Encoding:
             If a value is missing, and no number stands for that.
         """
         dtype = np.dtype(self.dtype)
-        wide = np.float32 if values.dtype.itemsize <= 4 and self._fits_float32 else np.float64
+        wide: Any = np.float32 if values.dtype.itemsize <= 4 and self._fits_float32 else np.float64
         exact = (values.astype(wide) - wide(self.add_offset)) / wide(self.scale_factor)
         missing = ~np.isfinite(exact)
         if missing.any() and not self._has_fill:
@@ -168,7 +168,7 @@ class Encoding:
         if self.is_float:
             return np.dtype(self.dtype).itemsize <= 4
         furthest = max(abs(limit) for limit in (*self.limits, self.add_offset))
-        return furthest / abs(self.scale_factor) < 2**20
+        return furthest / abs(self.scale_factor) < 2**18
 
 
 ESA = Encoding("uint16", 1e-4, -0.1, 0)
@@ -249,6 +249,7 @@ def radiometry(
         If what the item says leaves two answers, or an offset is given for pixels that are reflectance.
     """
     scale, stated = _stated(asset)
+    _check_scale(f"item {item['id']}", scale, stated)
     if scale is None and _data_type(asset).startswith("float"):
         if offset not in ("auto", 0):
             raise ValueError(
@@ -257,7 +258,10 @@ def radiometry(
             )
         return replace(REFLECTANCE, dtype=_data_type(asset))
     is_nbart = any(str(band.get("name")).startswith("nbart_") for band in described_bands(asset))
-    pixels = NBART if is_nbart else Radiometry(scale or 1e-4, 0.0, "", dtype=_data_type(asset))
+    pixels = NBART
+    if not is_nbart:
+        dtype = _data_type(asset)
+        pixels = Radiometry(1e-4 if scale is None else scale, 0.0, "", _lowest(stated_nodata(asset), dtype), dtype)
     if offset != "auto":
         return replace(pixels, offset=float(offset), reason=f"offset {offset:g} given by the caller")
     if is_nbart:
@@ -478,7 +482,7 @@ def described_bands(asset: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return asset.get("bands") or asset.get("eo:bands") or []
 
 
-def _statements(asset: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def statements(asset: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Return the places where an asset may state its radiometry, in the words of three versions of STAC."""
     places = (asset, *asset.get("raster:bands", [])[:1], *asset.get("bands", [])[:1])
     return [place for place in places if isinstance(place, Mapping)]
@@ -486,7 +490,7 @@ def _statements(asset: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 def _stated(asset: Mapping[str, Any]) -> tuple[float | None, float | None]:
     """Return the scale of an asset, and the offset in reflectance, where it states them."""
-    for source in _statements(asset):
+    for source in statements(asset):
         for prefix in ("", "raster:"):
             if source.get(f"{prefix}scale") is not None:
                 offset = source.get(f"{prefix}offset")
@@ -494,6 +498,31 @@ def _stated(asset: Mapping[str, Any]) -> tuple[float | None, float | None]:
     return None, None
 
 
+def stated_nodata(asset: Mapping[str, Any]) -> float | None:
+    """Return what an asset says that missing pixels hold, or None."""
+    found = next((place["nodata"] for place in statements(asset) if place.get("nodata") is not None), None)
+    return None if found is None else float(found)
+
+
+def _lowest(nodata: float | None, dtype: str) -> float:
+    """Return the number that pixels must be above: a stated one below 0, or else 0, which ESA's missing pixels hold."""
+    return nodata if nodata is not None and -np.inf < nodata < 0 and not dtype.startswith("u") else 0
+
+
+def _check_scale(about: str, scale: float | None, offset: float | None) -> None:
+    """Raise where a stated scale or offset cannot be one of reflectance; NaN neither."""
+    if scale is not None and not 1e-6 <= scale <= 1:
+        raise ValueError(
+            f"{about} states a scale of {scale:g} reflectance per digital number; from 1e-6 to 1 make sense. Correct "
+            "the item's raster:scale (1e-4 is ESA's)"
+        )
+    if offset is not None and not abs(offset) <= 10:
+        raise ValueError(
+            f"{about} states an offset of {offset:g} in reflectance; from -10 to 10 make sense. Correct the item's "
+            "raster:offset, or type offset=0 or offset=-1000"
+        )
+
+
 def _data_type(asset: Mapping[str, Any]) -> str:
     """Return the type of an asset's stored numbers: ESA's own where it states none."""
-    return next((str(source["data_type"]) for source in _statements(asset) if source.get("data_type")), "uint16")
+    return next((str(source["data_type"]) for source in statements(asset) if source.get("data_type")), "uint16")

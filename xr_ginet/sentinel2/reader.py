@@ -9,17 +9,17 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from .addresses import Address
+from .arrays import open_array, read_array
 from .bands import SCL
 from .grids import DIMS, FINE_DIMS, Grid
 from .items import BandAsset, Scene
-from .patience import patiently
 from .radiometry import Radiometry
 
 if TYPE_CHECKING:
@@ -71,13 +71,14 @@ def _digital_numbers(scenes: Sequence[Scene], names: Sequence[str], grid: Grid, 
 def _raster_numbers(scenes: Sequence[Scene], names: Sequence[str], grid: Grid, epsg: int, chunk: int) -> xr.DataArray:
     import stackstac
 
-    from .rasters import PatientReader, gdal_env
+    from .rasters import Readers, gdal_env
 
+    assets = {_place(i, scene.bands[name]): scene.bands[name] for i, scene in enumerate(scenes) for name in names}
     read = [scene.bands[name].radiometry for scene in scenes for name in names]
     dtype = np.result_type(*{radiometry.dtype for radiometry in read})
     numbers = stackstac.stack(
         # Plain items of our own making: stackstac 0.5.1 does not read what pystac 1.15 makes of proj:epsg.
-        [_plain_item(scene, names) for scene in scenes],
+        [_plain_item(index, scene, names) for index, scene in enumerate(scenes)],
         assets=list(names),
         epsg=epsg,
         resolution=abs(grid.dx),
@@ -92,7 +93,7 @@ def _raster_numbers(scenes: Sequence[Scene], names: Sequence[str], grid: Grid, e
         band_coords=False,
         sortby_date=False,
         gdal_env=gdal_env(),
-        reader=PatientReader,
+        reader=Readers(assets),
         errors_as_nodata=(),  # by default a file that is not found would be nothing but missing pixels
     ).reset_coords(drop=True)
     return numbers.copy(data=_with_readers_at_hand(numbers.data))
@@ -152,17 +153,20 @@ class _Stored:
     def dtype(self) -> np.dtype:
         return np.result_type(*{asset.radiometry.dtype for row in self.assets for asset in row})
 
+    def __dask_tokenize__(self) -> Any:
+        return self.grid, [(asset.href.token, asset.grid, asset.radiometry) for row in self.assets for asset in row]
+
     def __getitem__(self, block: tuple[slice, slice, slice, slice]) -> NDArray:
         time, band, rows, columns = block
         images = [[self._read(asset, rows, columns) for asset in row[band]] for row in self.assets[time]]
         return np.array(images, self.dtype)
 
     def _read(self, asset: BandAsset, rows: slice, columns: slice) -> NDArray:
-        array = patiently(asset.href)(_open, asset.href)
+        array = open_array(asset.href)
         if (array.shape, array.dtype) != (asset.grid.shape, asset.radiometry.dtype):
             raise ValueError(
-                f"{asset.href} holds {array.shape} pixels of {array.dtype}; its item says {asset.grid.shape} of "
-                f"{asset.radiometry.dtype}"
+                f"{asset.about}: {asset.href} holds {array.shape} pixels of {array.dtype}; its item says "
+                f"{asset.grid.shape} of {asset.radiometry.dtype}. Correct the item, or leave it out"
             )
         shifts = (self.grid.y0 - asset.grid.y0) / self.grid.dy, (self.grid.x0 - asset.grid.x0) / self.grid.dx
         inside, outside = [], []
@@ -172,20 +176,8 @@ class _Stored:
             inside.append(slice(low, high))
             outside.append((low - first, last - high) if low < high else (last - first, 0))
         missing = np.nan if array.dtype.kind == "f" else asset.radiometry.nodata
-        pixels: NDArray = patiently(asset.href)(array.__getitem__, tuple(inside))
+        pixels = read_array(asset.href, tuple(inside))
         return np.pad(pixels, outside, constant_values=missing)
-
-
-@lru_cache(maxsize=256)
-def _open(href: str) -> Any:
-    import zarr
-
-    return zarr.open_array(href, mode="r")
-
-
-@lru_cache(maxsize=256)
-def _group_grid(group: str) -> Grid:
-    return Grid.from_coords(xr.Dataset(coords={dim: _open(f"{group}/{dim}")[:].astype("float64") for dim in FINE_DIMS}))
 
 
 def look(href: str) -> dict[str, Any]:
@@ -202,9 +194,9 @@ def look(href: str) -> dict[str, Any]:
         ``proj:transform``, ``proj:shape``, ``data_type``, and ``raster:scale`` and ``raster:offset`` where attributes
         tell them.
     """
-    array = patiently(href)(_open, href)
-    grid = patiently(href)(_group_grid, href.rstrip("/").rpartition("/")[0])
+    array = open_array(Address(href))
     attrs = {**array.attrs.get("_eopf_attrs", {}), **array.attrs}
+    grid = _grid_beside(href, array.shape)
     said: dict[str, Any] = {
         "proj:transform": list(grid.transform),
         "proj:shape": list(grid.shape),
@@ -214,6 +206,18 @@ def look(href: str) -> dict[str, Any]:
         if attribute in attrs:
             said[field] = float(attrs[attribute])
     return said
+
+
+def _grid_beside(href: str, shape: tuple[int, ...]) -> Grid:
+    """Return the grid of an array by its coordinates, which must be as long as its sides before they are read."""
+    path, mark, query = href.partition("?")
+    coords = {}
+    for dim, size in zip(FINE_DIMS, shape[-2:], strict=True):
+        address = Address(f"{path.rstrip('/').rpartition('/')[0]}/{dim}{mark}{query}")
+        if (found := open_array(address).shape) != (size,):
+            raise ValueError(f"{address} has the shape {found}; the array beside it has {size} pixels along {dim}")
+        coords[dim] = read_array(address, (slice(None),)).astype("float64")
+    return Grid.from_coords(xr.Dataset(coords=coords))
 
 
 def _reflectance(
@@ -234,10 +238,15 @@ def _mosaic(reflectance: xr.DataArray) -> xr.DataArray:
     return stackstac.mosaic(reflectance, dim="time", reverse=True).assign_coords(time=first["time"])
 
 
-def _plain_item(scene: Scene, names: Sequence[str]) -> dict[str, Any]:
+def _place(index: int, asset: BandAsset) -> str:
+    """Return what stands for a file's address in stackstac's graph, and tells it from all others."""
+    return f"{index}/{asset.href}/{asset.href.token}"
+
+
+def _plain_item(index: int, scene: Scene, names: Sequence[str]) -> dict[str, Any]:
     assets = {
         name: {
-            "href": asset.href,
+            "href": _place(index, asset),
             "type": "image/tiff",
             "proj:epsg": asset.epsg,
             "proj:transform": list(asset.grid.transform),

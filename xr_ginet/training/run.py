@@ -37,6 +37,7 @@ from .. import tables
 from ..network import Checkpoint, GINet, GINetConfig, load_checkpoint, save_checkpoint
 from ..paths import expanded
 from ..sentinel2.addresses import public_url
+from ..sentinel2.arrays import open_cube
 from ..sentinel2.grids import TWENTY
 from ..tables import build
 from .fit import FitOptions, fit
@@ -117,7 +118,7 @@ def open_cubes(entries: tuple[Table, ...]) -> list[xr.Dataset]:
     for entry in entries:
         options = {key: value for key, value in entry.items() if key != "repeat"}
         if "path" in options:
-            cube = xr.open_zarr(options.pop("path"), decode_coords="all", **options)
+            cube = open_cube(options.pop("path"), **options)
         else:
             from ..sentinel2.catalog import open_stac
 
