@@ -41,7 +41,7 @@ settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _dashboard_port_is_taken() -> Iterator[bool]:
+def dashboard_port_is_held() -> Iterator[bool]:
     """Hold the port of Dask's dashboard: a test that needs it then fails always, not only beside another cluster.
 
     Yields whether it is this process that holds it.

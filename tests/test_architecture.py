@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "paths": set(),
     "sentinel2": STANDARD | {"paths", "rasterio", "stackstac", "tenacity", "sentinel2"},
     "network": {"numba", "numpy", "torch", "triton", "safetensors", "paths", "network"},
-    "mapping": STANDARD | {"scipy", "dask", "sentinel2", "mapping", "training", "__init__"},
+    "mapping": STANDARD | {"paths", "scipy", "dask", "sentinel2", "mapping", "training", "__init__"},
     "evaluation": STANDARD | {"dask", "mapping", "sentinel2", "training"},
     # Writing, from the lowest to the highest.
     "encoding": STANDARD | {"sentinel2"},
@@ -386,8 +386,8 @@ def test_a_clock_would_be_found() -> None:
 
 
 @pytest.mark.parametrize("option", [{}, {"dashboard_address": None}, {"dashboard_address": ":8787"}], ids=str)
-def test_a_cluster_that_needs_the_port_of_the_dashboard_fails(option: dict, _dashboard_port_is_taken: bool) -> None:
-    if not _dashboard_port_is_taken:
+def test_a_cluster_that_needs_the_port_of_the_dashboard_fails(option: dict, dashboard_port_is_held: bool) -> None:
+    if not dashboard_port_is_held:
         pytest.skip("another process had port 8787 when the tests began, and may have left it since")
     with pytest.raises(RuntimeError, match="Port 8787 is already in use"):  # held by conftest.py
         LocalCluster(n_workers=0, processes=False, **option)

@@ -134,7 +134,7 @@ def test_what_is_no_time_is_refused_before_anything_is_written(
 def test_times_of_a_real_calendar_are_refused_by_name(tmp_path: Path) -> None:
     cftime: ModuleType = pytest.importorskip("cftime")
     times = objects([cftime.DatetimeNoLeap(2024, 2, day) for day in (1, 2, 3)])
-    with pytest.raises(ValueError, match="holds cftime.DatetimeNoLeap"):
+    with pytest.raises(ValueError, match=r"holds cftime\.DatetimeNoLeap"):
         cube_at(PLAIN).drop_vars("made").assign_coords(time=("time", times)).ginet.to_zarr(tmp_path / "cube.zarr")
 
 

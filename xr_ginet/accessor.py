@@ -83,7 +83,7 @@ class GINetAccessor:
         weights: str | Path | Checkpoint | None = "default",
         bands: Literal["20m", "all"] = "20m",
         weights_60m: str | Path | Checkpoint | None = None,
-        depth: int | str = "exact",
+        depth: int | str | None = None,
         device: str = "auto",
         precision: Precision = "auto",
         consistency: Consistency = "none",
@@ -95,6 +95,7 @@ class GINetAccessor:
         scale: float | None = None,
         offset: float = 0.0,
         nodata: float | None = 0,
+        like_store: Any = None,
     ) -> xr.Dataset:
         """Return all bands on the 10 m grid, lazily: see `xr_ginet.superresolve`."""
         return mapping.superresolve(
@@ -114,6 +115,7 @@ class GINetAccessor:
             scale=scale,
             offset=offset,
             nodata=nodata,
+            like_store=like_store,
         )
 
     def guide(
