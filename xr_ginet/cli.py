@@ -7,11 +7,14 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from .paths import expanded
+
+if TYPE_CHECKING:
+    from .mapping.likeness import Choice
 
 SPEAKING = (ValueError, OSError, RuntimeError, ImportError)
 """Errors that the library raises, with text for users."""
@@ -49,7 +52,7 @@ def superresolve(
         str | None, typer.Option(help="For them, a .safetensors file; without it by regression.")
     ] = None,
     chunks: Annotated[int, typer.Option(help="Pixels per chunk and axis at 10 m.")] = 1024,
-    depth: Annotated[str, typer.Option(help="'exact', 'auto', or overlap in 10 m pixels.")] = "exact",
+    depth: Annotated[str | None, typer.Option(help="'exact' (the default), 'auto', or overlap in 10 m pixels.")] = None,
     device: Annotated[str, typer.Option(help="'auto', 'cpu' or 'cuda'.")] = "auto",
     precision: Annotated[
         Literal["auto", "float32", "float64", "mixed", "bfloat16"],
@@ -65,7 +68,12 @@ def superresolve(
     zarr_format: Annotated[int, typer.Option(help="3 or 2.")] = 3,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing store.")] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Write date by date, and skip what the store holds completely.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Write date by date, and skip what the store holds completely. Weights, depth and precision that are "
+            "not given are those of the store.",
+        ),
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would be done, and stop.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
@@ -73,8 +81,7 @@ def superresolve(
     """Super-resolve what a STAC catalogue holds of an area, into a Zarr store."""
     from . import open_stac
     from . import superresolve as superresolve_cube
-    from .mapping.devices import choose_device
-    from .mapping.pipeline import resolve_weights
+    from .mapping.likeness import Choice, like_the_store
     from .sentinel2.bands import layers_for
 
     with _errors_as_messages():
@@ -89,19 +96,20 @@ def superresolve(
         )
         if mask_clouds:
             cube = cube.ginet.mask_clouds()
+        _log_to_shell(quiet=quiet)
+        choice = Choice(weights, int(depth) if depth and depth.isdigit() else depth, device, precision)
+        if resume:
+            choice = like_the_store(store, choice)
         result = superresolve_cube(
             cube,
-            weights=weights,
             bands=bands,
             weights_60m=weights_60m,
-            depth=int(depth) if depth.isdigit() else depth,
-            device=device,
-            precision=precision,
+            **choice._asdict(),
             consistency=consistency,
             self_ensemble=self_ensemble,
         )
         if dry_run:
-            _print_plan(cube, result, store, resolve_weights(weights, device), choose_device(device))
+            _print_plan(cube, result, store, choice)
             return
         result.ginet.to_zarr(
             store,
@@ -130,18 +138,22 @@ def overviews(
 @app.command()
 def submit(
     job: Annotated[Path, typer.Argument(help="TOML file: catalogue, areas, dates, store, cluster; see xr_ginet.jobs.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell what would be done, and stop.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Only the summary, and what failed.")] = False,
 ) -> None:
     """Run a batch job; again to go on with it. Exit code 0: all is complete, 3: some dates or areas failed."""
-    import logging
-
     with _errors_as_messages():
         from . import jobs
 
-        level = logging.WARNING if quiet else logging.INFO
-        logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
-        logging.getLogger("xr_ginet").setLevel(level)
-        report = jobs.run(jobs.Job.from_toml(job))
+        _log_to_shell(quiet=quiet)
+        read = jobs.Job.from_toml(job)
+        if dry_run:
+            for planned in read.area:
+                typer.echo(f"area     {planned.name}")
+                opened = jobs.open_area(read, planned)
+                _print_plan(opened.cube, opened.result, read.store_of(planned), opened.choice)
+            return
+        report = jobs.run(read)
     for area in report.areas:
         typer.echo(f"{area.area}: {area.state}, {area.store}" + (f": {area.error}" if area.error else ""))
     typer.echo(f"{report.state}: " + ", ".join(f"{number} dates {state}" for state, number in report.counts.items()))
@@ -199,7 +211,7 @@ def evaluate(
         )
         typer.echo(evaluation.to_markdown(table))
         if out:
-            expanded(out).write_text(evaluation.WRITERS[out.suffix](table) + "\n")
+            expanded(out).write_text(evaluation.WRITERS[out.suffix](table) + "\n", encoding="utf-8")
 
 
 @app.command()
@@ -208,6 +220,14 @@ def info(target: Annotated[str, typer.Argument(help="Zarr store, packaged checkp
     with _errors_as_messages():
         description = _describe_store(target) if _is_store(target) else _describe_weights(target)
         typer.echo(json.dumps(description, indent=2, default=str))
+
+
+def _log_to_shell(*, quiet: bool) -> None:
+    """Show what the library logs: warnings, or all of it."""
+    import logging
+
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("xr_ginet").setLevel(logging.WARNING if quiet else logging.INFO)
 
 
 @contextmanager
@@ -273,29 +293,46 @@ def _is_item(item: Any) -> bool:
     )
 
 
-def _print_plan(cube: Any, result: Any, store: str, checkpoint: Any, device: str) -> None:
-    """Print what would be read, the size of the graph and the memory of one block."""
-    from .mapping.predictor import block_memory
+def _print_plan(cube: Any, result: Any, store: str, choice: Choice) -> None:
+    """Print what would be read and how it would be computed, the size of the graph and the memory of one block."""
+    from .mapping.devices import choose_device
+    from .sentinel2.addresses import without_secrets
+    from .sentinel2.provenance import ITEMS, REASONS, of_all
 
-    height, width = (
-        min(result.sizes[d], max(result.chunksizes[d]) + 2 * result.attrs["ginet_depth"]) for d in ("y", "x")
-    )
-    block = block_memory(checkpoint.config, height, width, result.attrs["ginet_precision"])
-    whose = "per process" if device == "cpu" else f"of {device}'s memory"
-    tasks = len(result.__dask_graph__())
-    chunks = result["B05"].data.npartitions
+    said = of_all(cube)
+    tasks, chunks = len(result.__dask_graph__()), result["B05"].data.npartitions
     pixels = sum(band.size for band in cube.data_vars.values())
+    device = "cpu" if choice.weights is None else choose_device(choice.device)
     for line in (
-        f"items    {len(cube.attrs['source_items'])}: {', '.join(cube.attrs['source_items'][:3])}"
-        + (" …" if len(cube.attrs["source_items"]) > 3 else ""),
-        f"read     {2 * pixels / 1e9:.3g} GB of digital numbers; {cube.attrs['radiometry']}",
+        f"items    {len(said[ITEMS])}: {', '.join(said[ITEMS][:3])}" + (" …" if len(said[ITEMS]) > 3 else ""),
+        f"read     {2 * pixels / 1e9:.3g} GB of digital numbers; {said[REASONS]}",
         f"result   {_sizes(result)}, {result.nbytes / 1e9:.3g} GB as float32",
         f"graph    {tasks} tasks, {chunks} chunks, {tasks / chunks:.0f} tasks per chunk",
-        f"weights  {checkpoint.name} ({checkpoint.sha256[:12]}), depth {result.attrs['ginet_depth']} pixels",
-        f"memory   at most {block / 1e9:.2g} GB {whose} for the network, one block of {height} × {width} at a time",
-        f"store    {store}, {'which exists; ' if _is_store(store) else ''}not written: dry run",
+        f"device   {device}, precision {result.attrs['ginet_precision']}",
+        *_network_lines(result, choice, device),
+        f"store    {without_secrets(store)}, {'which exists; ' if _is_store(store) else ''}not written: dry run",
     ):
         typer.echo(line)
+
+
+def _network_lines(result: Any, choice: Choice, device: str) -> Iterator[str]:
+    """Return what a plan says of the network: its weights, and the memory of one block."""
+    from .mapping.pipeline import resolve_weights
+    from .mapping.predictor import block_memory, worked_on
+
+    depth = result.attrs["ginet_depth"]
+    if choice.weights is None:
+        yield f"weights  none: {result.attrs['ginet_method']}, depth {depth} pixels"
+        return
+    checkpoint = resolve_weights(choice.weights, choice.device)
+    height, width = (min(result.sizes[d], max(result.chunksizes[d]) + 2 * depth) for d in ("y", "x"))
+    how = checkpoint.config, height, width, result.attrs["ginet_precision"], device
+    block, part = block_memory(*how), worked_on(*how)
+    at_once = f"one block of {height} × {width} at a time"
+    at_once += "" if part == (height, width) else f", in parts of at most {part[0]} × {part[1]}"
+    whose = "per process" if device == "cpu" else f"of {device}'s memory"
+    yield f"weights  {checkpoint.name} ({checkpoint.sha256[:12]}), depth {depth} pixels"
+    yield f"memory   at most {block / 1e9:.2g} GB {whose} for the network, {at_once}"
 
 
 def _sizes(ds: Any) -> str:
@@ -311,6 +348,7 @@ def _is_store(target: str) -> bool:
 def _describe_store(target: str) -> dict[str, Any]:
     from .sentinel2.arrays import open_cube
     from .sentinel2.grids import Grid, read_crs
+    from .sentinel2.provenance import of_all
 
     with open_cube(expanded(target)) as ds:
         crs = read_crs(ds)
@@ -322,8 +360,26 @@ def _describe_store(target: str) -> dict[str, Any]:
             "times": [str(t)[:19] for t in ds["time"].values.ravel()[[0, -1]]] if "time" in ds.coords else None,
             "crs": crs.to_string() if crs else None,
             "transform": Grid.from_coords(ds).transform,
-            "attributes": ds.attrs,
+            "attributes": of_all(ds),
+            "dates": _describe_dates(target, ds),
         }
+
+
+def _describe_dates(target: str, ds: Any) -> list[dict[str, Any]] | None:
+    """Return of each date what it was made from, and whether it is complete where the cube tells."""
+    from .growing import CHECKSUM, status
+    from .sentinel2.provenance import ITEMS
+
+    if "time" not in ds.dims:
+        return None
+    complete = status(target).sel(time=ds["time"]).values.tolist() if CHECKSUM in ds else None
+    items = [str(text) for text in ds[ITEMS].values] if ITEMS in ds.coords else None
+    return [
+        {"time": str(time)[:19]}
+        | ({} if complete is None else {"complete": complete[i]})
+        | ({} if items is None else {"items": items[i]})
+        for i, time in enumerate(ds["time"].values)
+    ]
 
 
 def _describe_weights(target: str) -> dict[str, Any]:

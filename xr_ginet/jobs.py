@@ -25,9 +25,9 @@ workers = 4                        # to scale to, or [1, 20] to adapt between
 options = { threads_per_worker = 1 }
 # or, in place of class: address = "tcp://10.0.0.1:8786"
 
-A job that is run again writes what its stores do not hold completely: dates that failed, and dates that are new. Dates
-are computed one after the other, so that graphs stay small however long the series, and one that fails does not stop
-the others.
+A job that is run again writes what its stores do not hold completely: dates that failed, and dates that are new.
+Weights, depth and precision that the file does not name are those of the store, once there is one. Dates are computed
+one after the other, so that graphs stay small however long the series, and one that fails does not stop the others.
 """
 
 from __future__ import annotations
@@ -36,18 +36,24 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
 from string import Formatter
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from uuid import uuid4
+
+import xarray as xr
 
 from . import growing, tables
 from .paths import expanded
-from .sentinel2.addresses import without_secrets
+from .sentinel2.addresses import failure, without_secrets
 from .tables import build
+
+if TYPE_CHECKING:
+    from .mapping.likeness import Choice
 
 CLUSTER_MODULES = ("coiled", "dask_cuda", "dask_gateway", "dask_jobqueue", "dask_kubernetes", "distributed")
 """Where a job file may have its cluster from."""
@@ -134,9 +140,12 @@ class Job:
                 raise ValueError(f"{where}: {name}={getattr(self, name)!r} must be a table, [{name}]")
         names = [area.name for area in self.area]
         if len(set(names)) < len(names) or not all(
-            isinstance(name, str) and name and not set(name) & set("/\\") and name not in (".", "..") for name in names
+            isinstance(name, str) and name.isprintable() and not set(name) & set("/\\") and name.strip(". ")
+            for name in names
         ):
-            raise ValueError(f"{where}: the areas are called {names}; each needs a name of its own, without slashes")
+            raise ValueError(
+                f"{where}: the areas are called {names}; each needs a name of its own, without slashes, and not of dots"
+            )
         placed = [self.store_of(area) for area in self.area]
         if len(set(placed)) < len(placed):
             raise ValueError(f"{where}: store={self.store!r} is one for several areas. Type a name with {{area}} in it")
@@ -178,6 +187,11 @@ class AreaReport:
     error: str = ""
     dates: list[growing.Outcome] = field(default_factory=list)
 
+    @property
+    def state_of_dates(self) -> State:
+        """Return whether some of its dates are complete, of an area that is not as a whole."""
+        return "partial" if any(outcome.state != "failed" for outcome in self.dates) else "failed"
+
 
 @dataclass
 class Report:
@@ -199,6 +213,14 @@ class Report:
         """Return how many dates were written, kept and failed."""
         states = [outcome.state for area in self.areas for outcome in area.dates]
         return {state: states.count(state) for state in ("written", "kept", "failed")}
+
+    def ended_by(self, error: BaseException) -> None:
+        """Tell of a job that an error, or who started it, has ended: nothing of it is running or waiting any more."""
+        for area in self.areas:
+            if area.state == "running":
+                area.state, area.error = area.state_of_dates, failure(error)
+            elif area.state == "waiting":
+                area.state, area.error = "failed", f"not begun: the job was ended by {failure(error)}"
 
     def to_json(self) -> str:
         """Return the report as JSON."""
@@ -230,49 +252,85 @@ def run(job: Job, *, tell: Callable[[str, growing.Outcome], None] | None = None)
     parts = [AreaReport(area.name, without_secrets(job.store_of(area))) for area in job.area]
     report = Report(datetime.now(UTC).isoformat(timespec="seconds"), parts)
     named = (job.superresolve.get(key) for key in ("weights", "weights_60m"))
-    with _cluster(job.cluster, [name for name in named if isinstance(name, str) and Path(name).is_file()]):
-        for area, part in zip(job.area, parts, strict=True):
-            part.state = "running"
-
-            def told(outcome: growing.Outcome, part: AreaReport = part) -> None:
-                part.dates.append(outcome)
+    try:
+        _save(job, report)
+        with _cluster(job.cluster, [name for name in named if isinstance(name, str) and Path(name).is_file()]):
+            for area, part in zip(job.area, parts, strict=True):
+                part.state = "running"
+                _run_area(job, area, part, report, tell)
                 _save(job, report)
-                if tell:
-                    tell(part.area, outcome)
-
-            try:
-                _write_area(job, area, told)
-            except growing.PartialFailure:
-                done = any(outcome.state != "failed" for outcome in part.dates)
-                part.state = "partial" if done else "failed"
-            except Exception as error:
-                if growing.no_room(error):
-                    raise
-                part.error = without_secrets(f"{type(error).__name__}: {error}")
-                part.state = "partial" if part.dates else "failed"
-                _log.warning("%s failed: %s", area.name, part.error)
-            else:
-                part.state = "complete"
+    except BaseException as error:  # Ctrl-C too: a report that says "running" is that of a job that runs
+        report.ended_by(error)
+        with suppress(OSError):  # it may be the one that there is no room for
             _save(job, report)
+        raise
     return report
 
 
-def _write_area(job: Job, area: Area, told: Callable[[growing.Outcome], None]) -> None:
+def _run_area(
+    job: Job, area: Area, part: AreaReport, report: Report, tell: Callable[[str, growing.Outcome], None] | None
+) -> None:
+    """Write an area's cube, and tell in the report what became of it."""
+
+    def told(outcome: growing.Outcome) -> None:
+        part.dates.append(outcome)
+        _save(job, report)
+        if tell:
+            tell(part.area, outcome)
+
+    try:
+        _write_area(job, area, told)
+    except growing.PartialFailure:
+        part.state = part.state_of_dates
+    except Exception as error:
+        if growing.no_room(error):
+            raise
+        part.error, part.state = failure(error), part.state_of_dates
+        _log.warning("%s failed: %s", area.name, part.error)
+    else:
+        part.state = "complete"
+
+
+class Opened(NamedTuple):
+    """What an area is to become, lazily."""
+
+    cube: xr.Dataset
+    """What is read."""
+    result: xr.Dataset
+    """What is written."""
+    choice: Choice
+    """How it is computed: what the job names, else what the store has, else what the machine decides."""
+
+
+def open_area(job: Job, area: Area) -> Opened:
+    """Return what an area of a job is to become; its catalogue is searched, and nothing is read or written."""
     from .mapping import superresolve
-    from .overviews import build_overviews
+    from .mapping.likeness import Choice, like_the_store
     from .sentinel2.bands import layers_for
     from .sentinel2.catalog import open_stac
     from .sentinel2.scl import mask_clouds
-    from .store import to_zarr
 
     began = time.monotonic()
+    named = dict(job.superresolve)
+    defaults = {"weights": "default", "depth": None, "device": "auto", "precision": "auto"}
+    choice = Choice(**{key: named.pop(key, default) for key, default in defaults.items()})
+    choice = like_the_store(job.store_of(area), choice)
     where = {"bbox": area.bbox and tuple(area.bbox), "intersects": area.intersects}
     layers = layers_for(job.superresolve.get("bands", "20m"), mask_clouds=job.mask_clouds)
     options: dict[str, Any] = {"datetime": area.datetime or job.datetime, "bands": layers, **where, **job.open}
     cube = open_stac(job.catalog, **options)
-    result = superresolve(mask_clouds(cube) if job.mask_clouds else cube, **job.superresolve)
+    if job.mask_clouds:
+        cube = mask_clouds(cube)
+    result = superresolve(cube, **choice._asdict(), **named)
     _log.info("%s: %s dates, opened in %.1f s", area.name, result.sizes.get("time", 1), time.monotonic() - began)
-    target = job.store_of(area)
+    return Opened(cube, result, choice)
+
+
+def _write_area(job: Job, area: Area, told: Callable[[growing.Outcome], None]) -> None:
+    from .overviews import build_overviews
+    from .store import to_zarr
+
+    result, target = open_area(job, area).result, job.store_of(area)
     if "://" not in target:
         Path(target).parent.mkdir(parents=True, exist_ok=True)
     to_zarr(result, target, mode="a", resume=True, tell=told, **job.write)
@@ -281,21 +339,23 @@ def _write_area(job: Job, area: Area, told: Callable[[growing.Outcome], None]) -
 
 
 def _save(job: Job, report: Report) -> None:
+    """Write a report in one step, whoever else writes it."""
     if job.report is None:
         return
     path = Path(job.report)
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".new")
-    beside.write_text(report.to_json() + "\n")
-    beside.replace(path)
+    beside = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        beside.write_text(report.to_json() + "\n", encoding="utf-8")
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def _check_report(report: Any, path: Path) -> None:
-    """Raise where a report, or the file that it is prepared in, would take the place of the job's file."""
-    if not isinstance(report, str):
-        return
-    written = Path(report)
-    if path.resolve() in (written.resolve(), written.with_suffix(".new").resolve()):
+    """Raise where a report would take the place of the job's file."""
+    if isinstance(report, str) and path.resolve() == Path(report).resolve():
         raise ValueError(f"{path}: report={report!r} would overwrite the job's file. Name another, such as report.json")
 
 

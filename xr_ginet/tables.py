@@ -25,7 +25,7 @@ def read(path: str | Path, make: Callable[[dict[str, Any], Path], T]) -> T:
     """
     path = Path(expanded(path))
     try:
-        table = tomllib.loads(path.read_text())
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (RecursionError, ValueError) as error:
         raise ValueError(f"{path} is no TOML: {error}") from error
     try:

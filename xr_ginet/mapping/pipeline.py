@@ -24,9 +24,10 @@ from ..sentinel2.search import DEFAULT_COLLECTION
 from .arrays import check_bands, check_cube, stack_bands
 from .classical import N_CLUSTERS, Bicubic, ClusterGuide, ClusterRegression, HighPassModulation, fit_clusters
 from .devices import choose_device
+from .likeness import Choice, like_the_store
 from .missing import FILL_RADIUS
 from .overlap import map_windows
-from .predictor import Consistency, Precision, Predictor
+from .predictor import LEAST, Consistency, Precision, Predictor
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
@@ -49,7 +50,7 @@ def superresolve(
     weights: str | Path | Checkpoint | None = "default",
     bands: Literal["20m", "all"] = "20m",
     weights_60m: str | Path | Checkpoint | None = None,
-    depth: int | str = "exact",
+    depth: int | str | None = None,
     device: str = "auto",
     precision: Precision = "auto",
     consistency: Consistency = "none",
@@ -61,6 +62,7 @@ def superresolve(
     scale: float | None = None,
     offset: float = 0.0,
     nodata: float | None = 0,
+    like_store: Any = None,
 ) -> xr.Dataset:
     """Return all bands of a two-grid cube on its 10 m grid, lazily.
 
@@ -68,8 +70,9 @@ def superresolve(
     ----------
     ds : Dataset or DataArray
         Two-grid cube: B02 B03 B04 B08 with dims ``[time,] y, x`` and B05 B06 B07 B8A B11 B12 with ``[time,] y_20m,
-        x_20m``, float reflectance, chunked in any way. NaN is missing. A 10 m cube whose 20 m bands were repeated by
-        nearest neighbour is taken apart first, see `xr_ginet.to_native`.
+        x_20m``, float reflectance, chunked in any way: on processors large blocks are worked on in parts. NaN is
+        missing, and so is what is infinite or beyond 100 of either sign, as fill values are. A 10 m cube whose 20 m
+        bands were repeated by nearest neighbour is taken apart first, see `xr_ginet.to_native`.
     weights : str, Path, Checkpoint or None
         Name of a packaged checkpoint or path of a safetensors file, which every worker must be able to read, or is sent
         as `Predictor` tells. ``"default"`` is ``"ginet"`` on CUDA devices, else ``"ginet-s"``. None is without
@@ -79,13 +82,15 @@ def superresolve(
     weights_60m : str, Path, Checkpoint or None
         Likewise for them, of a network for factor 6 (``xr-ginet train`` with ``resolution = 60``). None is without
         training, as with ``weights=None``, which has been more accurate (``benchmarks/quality.md``).
-    depth : "exact", "auto" or int
-        Overlap of the blocks in 10 m pixels; what fills gaps is read on top of it. ``"exact"`` is what the network can
-        see, so that the result does not depend on the chunks: on processors, with float32 and bfloat16 and blocks of
-        64 pixels or more, not by a bit. ``"auto"`` is faster: with the packaged weights and float32 the result depends
-        on them by less than 1e-5, a tenth of a digital number, measured on real scenes (``benchmarks/depths.md``); what
-        is rounded to 16 bits differs near chunk edges by its rounding. Weights whose card tells no depth get the exact
-        one. An even number is wrong near chunk edges by what the network sees beyond it.
+    depth : "exact", "auto" or int, optional
+        Overlap of the blocks in 10 m pixels, by default ``"exact"``; what fills gaps is read on top of it. ``"exact"``
+        is what the network can see, so that the result does not depend on the chunks: on processors, with float32 and
+        bfloat16, not by a bit.
+        Chunks of less than 64 pixels are worked on with more around them. ``"auto"`` is faster: with the packaged
+        weights and float32 the result depends on chunks by less than 1e-5, a tenth of a digital number, measured on
+        real scenes (``benchmarks/depths.md``); what is rounded to 16 bits differs near chunk edges by its rounding.
+        Weights whose card tells no depth get the exact one. An even number is wrong near chunk edges by what the
+        network sees beyond it.
     device : str
         A torch device, or ``"auto"``: CUDA where the graph is built with it, else the CPU. With ``resources`` a device
         need not be where the graph is built.
@@ -110,6 +115,9 @@ def superresolve(
         same days over the same ground are searched, and what is missing is loaded from them.
     scale, offset, nodata : float, optional
         For bands that hold digital numbers, as in `pair`.
+    like_store : str, Path, zarr store or icechunk.Repository, optional
+        Where the result will be appended or resumed. Of the cube there, if there is one, ``weights`` (by their hash),
+        ``depth`` and ``precision`` are taken over where they are not given here, and logged.
 
     Returns
     -------
@@ -125,8 +133,9 @@ def superresolve(
     ValueError
         If a band is missing, holds digital numbers or lies on the wrong grid; if the grids do not nest; if the depth
         is not a multiple of 2; if an option makes no sense without weights; if CUDA is asked for and absent, or
-        a precision that is not for the device. When computed: if the 20 m bands of a 10 m cube were interpolated, or
-        the median of a block of floats is far from any reflectance.
+        a precision that is not for the device; if weights are not finite; if weights or precision of ``like_store`` are
+        not to be had here. When computed: if the 20 m bands of a 10 m cube were interpolated, the median of a block of
+        floats is far from any reflectance, or the result is not finite where nothing is missing.
     FileNotFoundError
         If there are no such weights.
 
@@ -138,6 +147,9 @@ def superresolve(
         raise ValueError(f"bands={bands!r}: must be '20m', or 'all' for those of 60 m too")
     if weights_60m is not None and bands != "all":
         raise ValueError("weights_60m is for the 60 m bands, which are left out. Type bands='all'")
+    choice = Choice(weights, depth, device, precision)
+    weights, depth, device, precision = choice if like_store is None else like_the_store(like_store, choice)
+    depth = "exact" if depth is None else depth
     ds = two_grids(ds, scale=scale, offset=offset, nodata=nodata)
     checkpoint = None if weights is None else resolve_weights(weights, device)
     native = TWENTY if checkpoint is None else bands_of_network(checkpoint.config)
@@ -290,6 +302,7 @@ def _map_bands(
         parameters=parameters,
         resources=resources,
         by_part=isinstance(function, Predictor),
+        least=LEAST if isinstance(function, Predictor) else 0,
     )
     cube = _without_coarse(ds, bands)
     first = cube[bands.fine[0]].transpose(..., *FINE_DIMS)
