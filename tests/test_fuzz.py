@@ -118,9 +118,7 @@ def read_or_refuse_an_item(data: st.DataObject) -> None:
             assert np.isfinite(asset.radiometry.offset)
             assert asset.radiometry.dtype in DTYPES
         return
-    named = item.get("id") if isinstance(item, dict) else item
-    assert "item" in refused
-    assert str(named)[:20].splitlines()[:1] == [] or str(named)[:8] in refused or repr(named)[:8] in refused
+    assert refused.startswith("item ")
 
 
 def open_or_refuse_items(data: st.DataObject) -> None:
@@ -132,12 +130,7 @@ def open_or_refuse_items(data: st.DataObject) -> None:
             warnings.simplefilter("ignore")
             xr_ginet.open_stac([item], bands=bands, chunks=4096)
     except ValueError:
-        return
-    except TypeError as error:
-        refused = str(error)
-    else:
-        return
-    assert "catalog holds" in refused
+        pass
 
 
 def read_or_refuse_metadata(folder: Path, data: st.DataObject) -> None:
@@ -161,7 +154,7 @@ def read_or_refuse_metadata(folder: Path, data: st.DataObject) -> None:
     else:
         assert all(1e-6 <= one.scale <= 1e-2 and abs(one.offset) <= 1e5 for one in meaning.values())
         return
-    assert folder.name in refused
+    assert folder.stem in refused
 
 
 def read_or_refuse_authors(state: dict[str, Any], folder: Path, data: st.DataObject) -> None:

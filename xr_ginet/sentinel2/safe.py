@@ -329,7 +329,7 @@ def _image(product: Product, name: str, resolution: int) -> Any:
     dtype = "uint8" if name == SCL else "uint16"
     if image.crs is None or image.crs.to_epsg() is None:
         raise ValueError(
-            f"{about} has no CRS with an EPSG code, by which to place its pixels. It may be damaged: get it again"
+            f"{about} has no CRS with an EPSG code, to place its pixels by. It may be damaged: get the product again"
         )
     if image.dtype != dtype or (image.grid.dx, -image.grid.dy) != (resolution, resolution):
         raise ValueError(
