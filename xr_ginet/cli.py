@@ -234,10 +234,10 @@ def _items_of(catalog: str) -> Any:
 
 def _print_plan(cube: Any, result: Any, store: str, checkpoint: Any, device: str) -> None:
     """Print what would be read, the size of the graph and the memory of one block."""
-    from .mapping.predictor import block_memory, worked_on
+    from .mapping.predictor import LEAST, block_memory, worked_on
 
     height, width = (
-        min(result.sizes[d], max(result.chunksizes[d]) + 2 * result.attrs["ginet_depth"]) for d in ("y", "x")
+        min(result.sizes[d], max(LEAST, *result.chunksizes[d]) + 2 * result.attrs["ginet_depth"]) for d in ("y", "x")
     )
     how = checkpoint.config, height, width, result.attrs["ginet_precision"], device
     block, part = block_memory(*how), worked_on(*how)

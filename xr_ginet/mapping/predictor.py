@@ -360,10 +360,10 @@ def block_memory(
     On CUDA devices they are the device's, in ``mixed`` precision four feature maps of 16 bits, their channels padded,
     ten planes per band, and what convolutions work with (measured: ``benchmarks/gpu/measured.md``); else the process's.
     Per pixel: four feature maps of a residual block with the convolution's own copies, six for what the allocator keeps
-    of earlier blocks (it varies from run to run), and planes per band for input, estimate, guide and mask. In float64,
-    for which there are no other convolutions, nine planes for each channel that a convolution reads, those of residual
-    blocks kept thrice. Per pixel of a strip of attention in torch: the window's logits, twice while they are stacked,
-    and allocator slack; the compiled form takes less.
+    of earlier blocks (it varies from run to run), and planes per band for input, estimate, guide and mask. In bfloat16
+    two rounded feature maps. In float64, for which there are no other convolutions, nine planes for each channel that
+    a convolution reads, those of residual blocks kept thrice. Per pixel of a strip of attention in torch: the window's
+    logits, twice while they are stacked, and allocator slack; the compiled form takes less.
     """
     from ..network.attention import STRIP_PIXELS
     from ..network.mixed import MULTIPLE
@@ -375,6 +375,8 @@ def block_memory(
     strip = min(height * width, STRIP_PIXELS)
     features = config.n_features + 10
     planes = 10 * features + 10 * len(config.bands)
+    if precision == "bfloat16":
+        planes += 2 * features
     if precision == "float64":
         planes += 9 * (3 * features + sum(config.cluster_features))
     return (planes * height * width + 5 * config.window_size**2 * strip) * (8 if precision == "float64" else 4)
