@@ -25,7 +25,7 @@ from .classical import N_CLUSTERS, Bicubic, ClusterGuide, ClusterRegression, Hig
 from .devices import choose_device
 from .missing import FILL_RADIUS
 from .overlap import map_windows
-from .predictor import LEAST, Consistency, Precision, Predictor
+from .predictor import Consistency, Precision, Predictor
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
@@ -79,7 +79,7 @@ def superresolve(
     depth : "exact", "auto" or int
         Overlap of the blocks in 10 m pixels; what fills gaps is read on top of it. ``"exact"`` is what the network can
         see, so that the result does not depend on the chunks: on processors, with float32 and bfloat16, not by a bit.
-        Chunks of less than 64 pixels are worked on with more around them. ``"auto"`` is faster: with the packaged
+        Chunks of less than 64 pixels are then worked on with more around them. ``"auto"`` is faster: with the packaged
         weights and float32 the result depends on chunks by less than 1e-5, a tenth of a digital number, measured on
         real scenes (``benchmarks/depths.md``); what is rounded to 16 bits differs near chunk edges by its rounding.
         Weights whose card tells no depth get the exact one. An even number is wrong near chunk edges by what the
@@ -283,7 +283,7 @@ def _map_bands(
         parameters=parameters,
         resources=resources,
         by_part=isinstance(function, Predictor),
-        least=LEAST if isinstance(function, Predictor) else 0,
+        least=function.least if isinstance(function, Predictor) else 0,
     )
     cube = ds[list(bands.fine)].drop_attrs(deep=False)
     first = cube[bands.fine[0]].transpose(..., *FINE_DIMS)

@@ -153,6 +153,12 @@ class Predictor:
         """Return the dtype of the output."""
         return np.dtype("float64" if self.precision == "float64" else "float32")
 
+    @property
+    def least(self) -> int:
+        """Return the side in fine pixels that a part counts as at least, where its depth lets no chunk show."""
+        sees_all = self.depth is None or self.radius is None or self.depth >= self.radius
+        return LEAST if sees_all else 0
+
     def __call__(self, fine: NDArray, coarse: NDArray, part: tuple[slice, slice] | None = None) -> NDArray:
         """Return the coarse bands of one block, or of a part of it, at the fine resolution.
 
@@ -191,7 +197,7 @@ class Predictor:
         f = self.factor
         depth, radius = (size if d is None else _multiple(d, f) for d in (self.depth, self.radius))
         window, near = (
-            Window.around(p, size, factor=f, depth=d, least=LEAST) for p, d in ((asked, depth), (part, radius))
+            Window.around(p, size, factor=f, depth=d, least=self.least) for p, d in ((asked, depth), (part, radius))
         )
         seen = slice(max(window.start, near.start), min(window.stop, near.stop))
         read = Window.around(seen, size, factor=f, depth=FILL_RADIUS * f)
