@@ -222,14 +222,14 @@ def _measured(config: GINetConfig, folder: Path, side: int, precision: str, part
 def test_memory_does_not_grow_with_the_block_beyond_its_input_and_output(
     precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, side = GINetConfig(n_features=22, n_stages=1), 512 if precision == "float32" else 320
-    part = 224
+    config, side = GINetConfig(n_features=22, n_stages=1), 768 if precision == "float32" else 320
+    part, libraries = 224, 2**26  # what oneDNN keeps for each shape
     whole = block_memory(config, side, side, precision)
     monkeypatch.setattr(predictor, "PART", part)
     in_parts = block_memory(config, side, side, precision)
     assert in_parts == block_memory(config, 10**5, 10**5, precision) < whole / 3
     arrays = (4 + 6 / 4 + 6 * (2 if precision == "float64" else 1)) * 4 * side**2
-    assert _measured(config, tmp_path, side, precision, part) <= in_parts + arrays
+    assert _measured(config, tmp_path, side, precision, part) <= in_parts + arrays + libraries < whole / 3
 
 
 def test_what_was_measured_on_a_gpu_is_within_the_memory_promised() -> None:

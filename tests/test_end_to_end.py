@@ -189,8 +189,8 @@ def test_the_plan_for_a_gpu_tells_of_its_memory(checkpoint: Checkpoint, capsys: 
     cube.attrs |= {"source_items": ["one"], "radiometry": "reflectance"}
     result = cube.chunk(y=16, x=16).ginet.superresolve(weights=checkpoint).assign_attrs(ginet_precision="mixed")
     _print_plan(cube, result, "cube.zarr", checkpoint, "cuda")
-    expected = "memory   at most 0.069 GB of cuda's memory for the network, one block of 76 × 64 at a time"
-    assert expected in capsys.readouterr().out  # (8 · 16 + 10 · 6 · 4) · 76 · 64 + 2²⁶
+    expected = "memory   at most 0.069 GB of cuda's memory for the network, one block of 96 × 64 at a time"
+    assert expected in capsys.readouterr().out  # (8 · 16 + 10 · 6 · 4) · 96 · 64 + 2²⁶
 
 
 def test_the_plan_for_one_large_block_is_of_its_parts(

@@ -97,9 +97,9 @@ def test_map_windows_by_hand() -> None:
 
 
 @st.composite
-def cuts(draw: st.DrawFn, size: int) -> tuple[int, ...]:
-    """Return any chunks of an axis."""
-    inner = draw(st.sets(st.integers(1, size - 1), max_size=5)) if size > 1 else set()
+def cuts(draw: st.DrawFn, size: int, most: int = 5) -> tuple[int, ...]:
+    """Return any chunks of an axis, with at most so many cuts."""
+    inner = draw(st.sets(st.integers(1, size - 1), max_size=most)) if size > 1 else set()
     edges = [0, *sorted(inner), size]
     return tuple(b - a for a, b in itertools.pairwise(edges))
 

@@ -27,7 +27,7 @@ from .devices import choose_device
 from .likeness import Choice, like_the_store
 from .missing import FILL_RADIUS
 from .overlap import map_windows
-from .predictor import LEAST, Consistency, Precision, Predictor
+from .predictor import Consistency, Precision, Predictor
 
 if TYPE_CHECKING:
     from dask.delayed import Delayed
@@ -85,8 +85,8 @@ def superresolve(
     depth : "exact", "auto" or int, optional
         Overlap of the blocks in 10 m pixels, by default ``"exact"``; what fills gaps is read on top of it. ``"exact"``
         is what the network can see, so that the result does not depend on the chunks: on processors, with float32 and
-        bfloat16, not by a bit.
-        Chunks of less than 64 pixels are worked on with more around them. ``"auto"`` is faster: with the packaged
+        bfloat16, not by a bit. Chunks of less than 64 pixels are then computed with more around them. ``"auto"`` is
+        faster: with the packaged
         weights and float32 the result depends on chunks by less than 1e-5, a tenth of a digital number, measured on
         real scenes (``benchmarks/depths.md``); what is rounded to 16 bits differs near chunk edges by its rounding.
         Weights whose card tells no depth get the exact one. An even number is wrong near chunk edges by what the
@@ -302,7 +302,7 @@ def _map_bands(
         parameters=parameters,
         resources=resources,
         by_part=isinstance(function, Predictor),
-        least=LEAST if isinstance(function, Predictor) else 0,
+        least=function.least if isinstance(function, Predictor) else 0,
     )
     cube = _without_coarse(ds, bands)
     first = cube[bands.fine[0]].transpose(..., *FINE_DIMS)

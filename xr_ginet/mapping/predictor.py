@@ -162,6 +162,12 @@ class Predictor:
         """Return the dtype of the output."""
         return np.dtype("float64" if self.precision == "float64" else "float32")
 
+    @property
+    def least(self) -> int:
+        """Return the side in fine pixels that a part counts as at least, where its depth lets no chunk show."""
+        sees_all = self.depth is None or self.radius is None or self.depth >= self.radius
+        return LEAST if sees_all else 0
+
     def __call__(self, fine: NDArray, coarse: NDArray, part: tuple[slice, slice] | None = None) -> NDArray:
         """Return the coarse bands of one block, or of a part of it, at the fine resolution.
 
@@ -200,7 +206,7 @@ class Predictor:
         f = self.factor
         depth, radius = (size if d is None else _multiple(d, f) for d in (self.depth, self.radius))
         window, near = (
-            Window.around(p, size, factor=f, depth=d, least=LEAST) for p, d in ((asked, depth), (part, radius))
+            Window.around(p, size, factor=f, depth=d, least=self.least) for p, d in ((asked, depth), (part, radius))
         )
         seen = slice(max(window.start, near.start), min(window.stop, near.stop))
         read = Window.around(seen, size, factor=f, depth=FILL_RADIUS * f)
@@ -369,10 +375,10 @@ def block_memory(
     On CUDA devices they are the device's, in ``mixed`` precision four feature maps of 16 bits, their channels padded,
     ten planes per band, and what convolutions work with (measured: ``benchmarks/gpu/measured.md``); else the process's.
     Per pixel: four feature maps of a residual block with the convolution's own copies, six for what the allocator keeps
-    of earlier blocks (it varies from run to run), and planes per band for input, estimate, guide and mask. In float64,
-    for which there are no other convolutions, nine planes for each channel that a convolution reads, those of residual
-    blocks kept thrice. Per pixel of a strip of attention in torch: the window's logits, twice while they are stacked,
-    and allocator slack; the compiled form takes less.
+    of earlier blocks (it varies from run to run), and planes per band for input, estimate, guide and mask. In bfloat16
+    two rounded feature maps. In float64, for which there are no other convolutions, nine planes for each channel that
+    a convolution reads, those of residual blocks kept thrice. Per pixel of a strip of attention in torch: the window's
+    logits, twice while they are stacked, and allocator slack; the compiled form takes less.
     """
     from ..network.attention import STRIP_PIXELS
     from ..network.mixed import MULTIPLE
@@ -384,6 +390,8 @@ def block_memory(
     strip = min(height * width, STRIP_PIXELS)
     features = config.n_features + 10
     planes = 10 * features + 10 * len(config.bands)
+    if precision == "bfloat16":
+        planes += 2 * features
     if precision == "float64":
         planes += 9 * (3 * features + sum(config.cluster_features))
     return (planes * height * width + 5 * config.window_size**2 * strip) * (8 if precision == "float64" else 4)
