@@ -7,8 +7,10 @@ so that the network runs once for all of them.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
@@ -17,6 +19,7 @@ import numpy as np
 import xarray as xr
 
 from .encoding import StoredDtype, digital_numbers, encoding_of
+from .guards import locked
 from .schedulers import compute_writes, current_client
 from .sentinel2.bands import BANDS
 from .sentinel2.grids import FINE_DIMS, read_crs
@@ -57,12 +60,15 @@ def to_cog(
     Returns
     -------
     list of Path
-        What was written. Each file appears when it is complete; where writing fails, no part of one stays behind.
+        What was written. Each file appears when it is complete; where writing fails, no part of one stays behind, and
+        what a job that was killed left is cleared by the next one that writes the file.
 
     Raises
     ------
     FileExistsError
         If a file exists and ``overwrite`` is false; before anything is computed.
+    RuntimeError
+        If another job writes one of the files.
     ValueError
         If there is no band on the 10 m grid, bands lie on several grids, the cube has no CRS, an argument has an
         unknown value, or ``like="input"`` and the cube does not tell what it was made from.
@@ -78,17 +84,21 @@ def to_cog(
     if crs is None:
         raise ValueError("the cube has no CRS, by which to place its pixels. Type ds.rio.write_crs('EPSG:…')")
     cube = place(ds[bands], crs=crs)
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     wanted = [(folder / name, image) for name, image in _files(cube, stacked)]
     there = [path for path, _ in wanted if path.exists()]
     if there and not overwrite:
         raise FileExistsError(
             f"{there[0]} exists, and {len(there) - 1} more. Type overwrite=True, or name another folder"
         )
-    folder.mkdir(parents=True, exist_ok=True)
     n_together = len(wanted) // max(1, cube.sizes.get("time", 1))
     for start in range(0, len(wanted), n_together):
-        _write(wanted[start : start + n_together], encoding, progress=progress)
+        together = wanted[start : start + n_together]
+        with ExitStack() as locks:
+            for path, _ in together:
+                locks.enter_context(locked(path.with_name(f".{path.name}.lock"), path))
+                _clear_up(path)
+            _write(together, encoding, progress=progress)
     return [path for path, _ in wanted]
 
 
@@ -129,6 +139,14 @@ def _write(wanted: list[tuple[Path, xr.DataArray]], encoding: Mapping[str, Any],
             parts[path].replace(path)
     finally:
         for left in (*plain.values(), *parts.values()):
+            left.unlink(missing_ok=True)
+
+
+def _clear_up(path: Path) -> None:
+    """Delete the parts of a file that a job which was killed left."""
+    ours = re.compile(re.escape(f".{path.name}.") + r"[0-9a-f]{32}(\.part)?\.tif")
+    for left in path.parent.iterdir():
+        if ours.fullmatch(left.name):
             left.unlink(missing_ok=True)
 
 

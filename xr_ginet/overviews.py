@@ -11,6 +11,7 @@ https://github.com/zarr-conventions/multiscales, spatial and proj.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -68,7 +69,7 @@ def build_overviews(target: str | Path, *, levels: int | None = None) -> list[st
     """
     import zarr
 
-    parent, _, name = str(target).rstrip("/").rpartition("/")
+    parent, _, name = os.path.expanduser(target).rstrip("/").rpartition("/")
     if not parent or parent.endswith(":/") or not name:
         raise ValueError(
             f"{target} is no member of a group: overviews lie beside it. Write it to {str(target).rstrip('/')}/10m"
