@@ -23,6 +23,7 @@ from zarr.storage import MemoryStore, StorePath
 
 from . import digests
 from .documents import Documents, at, chunk_keys, get, put, whole
+from .sentinel2 import provenance
 from .sentinel2.addresses import without_secrets
 from .sentinel2.grids import FINE_DIMS
 from .transactions import Place, encoded_variables, readable
@@ -33,8 +34,8 @@ CHECKSUM = "ginet_checksum"
 RULE = 2
 """Version of what a checksum covers: 1, the pixels of 10 m bands; 2, everything of a date, and what belongs to none."""
 
-OF_A_DATE = ("source_items", "radiometry")
-"""Attributes that may differ between what is in a cube and what is appended to it."""
+OF_A_DATE = (provenance.ITEMS, provenance.REASONS)
+"""Attributes that may differ between what is in a cube of before 2026-12 and what is appended to it."""
 
 INDIFFERENT = ("ginet_version",)
 """Attributes that decide no pixel."""
@@ -66,6 +67,8 @@ class Outcome(NamedTuple):
     seconds: float
     error: str = ""
     """Kind and message of what went wrong, without secrets."""
+    reason: str = ""
+    """Why a date that was complete was written anew, other than by ``mode="a"`` without ``resume``."""
 
 
 class PartialFailure(RuntimeError):
@@ -148,6 +151,7 @@ def fill(
     *,
     progress: bool = False,
     tell: Callable[[Outcome], None] | None = None,
+    reasons: Mapping[int, str] | None = None,
 ) -> list[Outcome]:
     """Write the dates of a cube that its store does not hold completely; return what became of each.
 
@@ -181,7 +185,8 @@ def fill(
                 place.undo(index if dated else None)
                 state, error = "failed", without_secrets(f"{type(problem).__name__}: {problem}")
             doubt.discard(index)
-        outcome = Outcome(str(dates[i]), state, round(time.monotonic() - began, 3), error)
+        reason = (reasons or {}).get(i, "")
+        outcome = Outcome(str(dates[i]), state, round(time.monotonic() - began, 3), error, reason)
         outcomes.append(outcome)
         place.commit(f"{outcome.date} {state}", _whole(records, doubt) if dated else None)
         told(shown, outcome, tell, f"{len(outcomes)}/{len(order)} ")
@@ -190,7 +195,9 @@ def fill(
 
 def told(target: Any, outcome: Outcome, tell: Callable[[Outcome], None] | None, number: str = "") -> None:
     """Log what became of a date, and tell who asked."""
-    line = f"{number}{outcome.date} {outcome.state}, {outcome.seconds:.1f} s" + (outcome.error and f": {outcome.error}")
+    line = f"{number}{outcome.date} {outcome.state}, {outcome.seconds:.1f} s" + "".join(
+        f": {text}" for text in (outcome.reason, outcome.error) if text
+    )
     _log.log(logging.WARNING if outcome.error else logging.INFO, "%s %s", without_secrets(str(target)), line)
     if tell:
         tell(outcome)
@@ -272,34 +279,82 @@ def _confirm(computed: Mapping[str, NDArray], stored: Mapping[str, NDArray]) -> 
             )
 
 
-def append(place: Place, cube: xr.Dataset, *, keep: bool) -> None:
+class Appended(NamedTuple):
+    """What is to become of the dates of a cube in a store that has some of them."""
+
+    cube: xr.Dataset
+    """Dates for which the store has room, at the times that it has for them."""
+    reasons: dict[int, str]
+    """Why dates of it that were complete are written anew, by their place in it."""
+    refused: list[Outcome]
+    """Dates that the store has no place for."""
+
+
+def as_stored(place: Place, cube: xr.Dataset) -> xr.Dataset:
+    """Return a cube that tells of its dates as its store does: cubes of before 2026-12 have attributes for it."""
+    assert place.documents is not None
+    with place.documents.opened(place.where) as stored:
+        known = [name for name in provenance.OF_A_DATE if name in stored.variables]
+        attrs = dict(stored.attrs)
+    if "time" not in cube.dims:
+        return cube
+    told = [name for name in provenance.OF_A_DATE if name in cube.coords]
+    if not known and told and _rule(place.documents) == 1:
+        flat = {key: value for key, value in provenance.of_all(cube).items() if key not in provenance.OF_A_DATE[1::3]}
+        if flat.pop(provenance.MASK, "none") != attrs.get(provenance.MASK, "none"):
+            _log.warning("%s does not tell whether it was masked; %s is", shown(place), provenance.MASK)
+        return cube.drop_vars(told).assign_attrs(flat)
+    lacking = [name for name in known if name not in cube.coords]
+    empty = {name: ("time", np.full(cube.sizes["time"], provenance.EMPTY.get(name, ""), object)) for name in lacking}
+    return cube.assign_coords(empty)
+
+
+def append(place: Place, cube: xr.Dataset, *, keep: bool) -> Appended:
     """Make room for those dates of a cube that its store does not have, and take back the records of those it has.
 
-    With ``keep`` records stay, and complete dates are not written anew.
-
-    Raises
-    ------
-    ValueError
-        If a new date lies before the last of the store.
+    With ``keep`` records stay, and complete dates are not written anew unless what they are made from has changed: a
+    date is known by its time, or by an item that it was made from, and is written anew where a tile has come later or
+    an item is of another version. Dates before the last one that the store does not have are refused: readers count on
+    the order of what is there.
     """
     documents = place.documents
     assert documents is not None
     with documents.opened(place.where) as stored:
-        there, records = stored["time"].values, stored[CHECKSUM].values
-    times = cube["time"].values.astype(there.dtype)
-    new = ~np.isin(times, there)
-    if new.any() and there.size and times[new].min() < there.max():
-        raise ValueError(
-            f"{times[new].min()} lies before {there.max()}, the last date of {without_secrets(str(place.where))}, "
-            "where it would have to be inserted. Make the store of the whole job at once, with resume=True"
-        )
+        stored = stored[[CHECKSUM]].load()
+    places = provenance.places(stored, cube)
+    there, times = stored["time"].values, cube["time"].values.astype(stored["time"].dtype)
+    late = (places < 0) & (times < there.max(initial=times.min()))
+    refused = [_not_inserted(place, time, there.max()) for time in times[late]]
+    times = np.where(places < 0, times, there[places] if there.size else times)
+    cube = cube.assign_coords(time=("time", times, cube["time"].attrs)).isel(time=~late)
+    places = places[~late]
+    changed = provenance.changes(stored, cube, places)
+    records = stored[CHECKSUM].values.copy()
+    reasons = {i: reason for i, reason in changed.items() if keep and records[places[i]]}
+    again = places[list(changed)].tolist() if keep else places[places >= 0].tolist()
     documents.attrs.update(_joined(documents.attrs, cube.attrs))
-    if not keep and (again := np.flatnonzero(np.isin(there, times))).size:
+    if again:
         records[again] = 0  # what they hold is hidden before, with all that comes after them
-        place.commit("dates to be written anew", _whole(records, set(again.tolist())))
+        place.commit("dates to be written anew", _whole(records, set(again)))
         documents.array(place.where, CHECKSUM)[:] = records
-    if new.any():
+    if (new := places < 0).any():
         _extend(place, documents, recorded(cube.isel(time=new)))
+    return Appended(cube, reasons, refused)
+
+
+def shown(place: Place) -> str:
+    """Return where a job writes, as it may be shown."""
+    return without_secrets(str(place.where))
+
+
+def _not_inserted(place: Place, time: np.datetime64, last: np.datetime64) -> Outcome:
+    """Return the outcome of a date that would have to be put between others."""
+    error = (
+        f"ValueError: it lies before {np.datetime_as_string(last, 's')}, the last date of {shown(place)}, and older "
+        "dates are not inserted. Make the cube anew with mode='w' (in the shell: --overwrite), or name another store "
+        "for them"
+    )
+    return Outcome(np.datetime_as_string(time, "s"), "failed", 0.0, error)
 
 
 def _joined(before: Mapping[str, Any], now: Mapping[Any, Any]) -> dict[str, Any]:
@@ -468,6 +523,7 @@ def check_same(place: Place, cube: xr.Dataset, encoding: Mapping[str, Mapping[st
     if differ:
         raise ValueError(
             f"{shown} was made differently: {'; '.join(differ)}. Go on with the same, or name another store"
+            + _remedy(differ, stored, whole)
         )
 
 
@@ -490,10 +546,25 @@ def _differences(
         for key, now in encoding[str(name)].items():
             if key in COMPARED and known.get(key) != (np.dtype(now) if key == "dtype" else now):
                 yield f"{key} of {name} {known.get(key)}, now {now}"
+    yield from provenance.differences(stored, cube, whole=whole)
     for key in sorted({*stored.attrs, *cube.attrs} - {*INDIFFERENT, *(() if whole else OF_A_DATE)}, key=str):
         before, after = (np.asarray(ds.attrs.get(key), object) for ds in (stored, cube))
         if not np.array_equal(before, after):  # Zarr gives tuples back as lists
             yield f"{key} {before.tolist()!r}, now {after.tolist()!r}"
+
+
+def _remedy(differ: Sequence[str], stored: xr.Dataset, whole: bool) -> str:
+    """Return what to type where a difference is one that the user may not have chosen."""
+    keys = {f"ginet_{key}": key for key in ("precision", "depth", "weights")}
+    typed = [
+        f"{key}={stored.attrs[name]!r}"
+        for name, key in keys.items()
+        if name in stored.attrs and any(text.startswith(f"{name} ") for text in differ)
+    ]
+    remedy = f". Type superresolve({', '.join(typed)}), or superresolve(like_store=…) with this store" if typed else ""
+    if whole and all(text.startswith(("time ", "source_items ", "source_versions ")) for text in differ):
+        remedy += ". Type mode='a', resume=True to append dates that are new, and write those anew whose items changed"
+    return remedy
 
 
 def _order(stored: xr.Dataset, cube: xr.Dataset) -> list[int]:

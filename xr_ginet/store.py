@@ -238,9 +238,14 @@ def _grow(
         growing.make(place, cube, encoding, layout.zarr_format)
     else:
         growing.repair(place)
+        cube = growing.as_stored(place, cube)
         growing.check_same(place, cube, encoding, whole=mode != "a")
         if mode == "a":
-            growing.append(place, cube, keep=resume)
+            appended = growing.append(place, cube, keep=resume)
+            for outcome in appended.refused:
+                growing.told(growing.shown(place), outcome, tell)
+            outcomes = growing.fill(place, appended.cube, progress=progress, tell=tell, reasons=appended.reasons)
+            return sorted([*appended.refused, *outcomes], key=lambda outcome: outcome.date)
     return growing.fill(place, cube, progress=progress, tell=tell)
 
 

@@ -56,7 +56,9 @@ def like_the_store(store: Any, choice: Choice) -> Choice:
         if choice.depth is None:
             taken["depth"] = int(attrs["ginet_depth"])
         if choice.precision == "auto":
-            taken |= {"precision": attrs["ginet_precision"], "device": _device(attrs, choice.device, shown)}
+            taken["precision"] = attrs["ginet_precision"]
+            if (device := _device(attrs, choice.device, shown)) != choice.device:
+                taken["device"] = device
     if taken:
         _log.info("%s: %s, as in the store", shown, ", ".join(f"{key}={value!r}" for key, value in taken.items()))
     return choice._replace(**taken)

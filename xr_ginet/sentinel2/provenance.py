@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 ITEMS = "source_items"
 """Ids of a date's STAC items or products, the one on top first, joined by ", "."""
@@ -29,8 +30,8 @@ MASK = "ginet_mask"
 """Classes of the scene classification that were made missing."""
 
 OF_A_DATE = (ITEMS, VERSIONS, REASONS, ENCODING, MASK)
-OPTIONS = (MASK,)
-"""Of these, what was chosen: dates of one cube should have it in common."""
+EMPTY = {MASK: "none"}
+"""What a date that tells nothing is taken to say; of others, nothing."""
 STORED = ("source_dtype", "source_scale_factor", "source_add_offset", "source_nodata")
 """Attributes in place of `ENCODING`."""
 BETWEEN = ", "
@@ -109,6 +110,60 @@ def _said(texts: Mapping[str, str]) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else str(value)
+
+
+def _by_date(ds: xr.Dataset) -> dict[str, list[str]]:
+    """Return what a cube with dates says of each of them, `EMPTY` where it says nothing."""
+    said = _columns(ds)
+    return {name: said.get(name, [EMPTY.get(name, "")] * ds.sizes["time"]) for name in OF_A_DATE}
+
+
+def places(stored: xr.Dataset, cube: xr.Dataset) -> NDArray:
+    """Return where a store has each date of a cube, -1 for none.
+
+    A date has the time of its first tile: it is the same one as before where an earlier one has come since.
+    """
+    there, times = stored["time"].values, cube["time"].values.astype(stored["time"].dtype)
+    known = {time: i for i, time in enumerate(there)}
+    found = np.array([known.get(time, -1) for time in times])
+    free = set(range(len(there))) - set(found.tolist())
+    before, now = (_by_date(ds)[ITEMS] for ds in (stored, cube))
+    made_of = {item: i for i in free for item in before[i].split(BETWEEN) if item}
+    for i in np.flatnonzero(found < 0):
+        index = next((made_of[item] for item in now[i].split(BETWEEN) if made_of.get(item) in free), None)
+        if index is not None:
+            found[i] = index
+            free.discard(index)
+    return found
+
+
+def changes(stored: xr.Dataset, cube: xr.Dataset, places: NDArray) -> dict[int, str]:
+    """Return those dates of a cube that were made from something else in a store, and what has changed."""
+    before, now = _by_date(stored), _by_date(cube)
+    found = {}
+    for i, place in enumerate(places.tolist()):
+        had, has = ([by[name][j] for name in (ITEMS, VERSIONS)] for by, j in ((before, place), (now, i)))
+        if place < 0 or not had[0] or not has[0] or had == has:
+            continue
+        what = f"its items were {had[0]}, now {has[0]}" if had[0] != has[0] else f"another version of {has[0]}"
+        found[i] = what
+    return found
+
+
+def differences(stored: xr.Dataset, cube: xr.Dataset, *, whole: bool) -> Iterator[str]:
+    """Yield in which of what they say of their dates a store and a cube are at odds.
+
+    With ``whole`` they must say the same. Without, items may differ or be new, and masks must be those of the store.
+    """
+    if "time" not in cube.dims or not (_columns(stored) or _columns(cube)) or not stored.sizes["time"]:
+        return
+    before, now, where = _by_date(stored), _by_date(cube), places(stored, cube).tolist()
+    for name in OF_A_DATE if whole else (MASK,):
+        for i, place in enumerate(where):
+            allowed = [before[name][place]] if place >= 0 else list(dict.fromkeys(before[name]))
+            if now[name][i] not in allowed:
+                yield f"{name} {allowed[-1]!r}, now {now[name][i]!r}, of {str(cube['time'].values[i])[:19]}"
+                break
 
 
 def loaded(ds: xr.Dataset) -> xr.Dataset:
