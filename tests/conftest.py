@@ -41,13 +41,18 @@ settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _dashboard_port_is_taken() -> Iterator[None]:
-    """Hold the port of Dask's dashboard: a test that needs it then fails always, not only beside another cluster."""
+def dashboard_port_is_held() -> Iterator[bool]:
+    """Hold the port of Dask's dashboard: a test that needs it then fails always, not only beside another cluster.
+
+    Yields whether it is this process that holds it.
+    """
     with socket.socket() as holder:
+        held = False
         with suppress(OSError):  # somebody else holds it already
             holder.bind(("127.0.0.1", 8787))
             holder.listen()
-        yield
+            held = True
+        yield held
 
 
 @contextmanager

@@ -458,6 +458,18 @@ def test_a_result_and_all_beside_it_survive_every_store(checkpoint: Checkpoint, 
         assert_array_equal(stored["B05"], result["B05"].astype("float32"))
 
 
+def test_overviews_hold_bands_and_not_what_lies_on_other_grids(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    result = rich_cube().ginet.superresolve(weights=checkpoint)
+    result = result[["slope", "B02", "SCL", "sun"]]  # the first variable is no band
+    result.ginet.to_zarr(tmp_path / "10m", resume=True, dtype="uint16")
+    xr_ginet.build_overviews(tmp_path / "10m", levels=1)
+    level = xr.open_zarr(tmp_path / "20m")
+    assert {"slope", "B02", "sun"} < set(level.data_vars)
+    assert not {"SCL", "y_20m"} & set(level.variables)
+    assert level["B02"].encoding["dtype"] == np.uint16
+    assert_allclose(level["B02"], result["B02"].coarsen(y=2, x=2).mean(), atol=1e-4)
+
+
 # -- attributes, and refusals that leave nothing behind ----------------------------------------------------------------
 
 
@@ -577,6 +589,7 @@ def test_a_home_folder_is_expanded_wherever_a_path_is_taken(
     result = two_grids((8, 8), n_times=1).chunk().ginet.superresolve(weights="~/w.safetensors")
     result.ginet.to_zarr("~/a.zarr")
     result.ginet.to_zarr(Path("~/a.zarr"), mode="w")
+    result.ginet.to_zarr(zarr.storage.LocalStore("~/a.zarr"), mode="w")
     result.ginet.to_zarr("~/b.zarr/10m", resume=True)
     result.ginet.to_zarr("~/b.zarr/10m", resume=True)
     assert bool(xr_ginet.status("~/b.zarr/10m").all())

@@ -189,8 +189,24 @@ def test_the_plan_for_a_gpu_tells_of_its_memory(checkpoint: Checkpoint, capsys: 
     cube.attrs |= {"source_items": ["one"], "radiometry": "reflectance"}
     result = cube.chunk(y=16, x=16).ginet.superresolve(weights=checkpoint).assign_attrs(ginet_precision="mixed")
     _print_plan(cube, result, "cube.zarr", checkpoint, "cuda")
-    expected = "memory   at most 0.069 GB of cuda's memory for the network, one block of 76 × 64 at a time"
-    assert expected in capsys.readouterr().out  # (8 · 16 + 10 · 6 · 4) · 76 · 64 + 2²⁶
+    expected = "memory   at most 0.069 GB of cuda's memory for the network, one block of 96 × 64 at a time"
+    assert expected in capsys.readouterr().out  # (8 · 16 + 10 · 6 · 4) · 96 · 64 + 2²⁶
+
+
+def test_the_plan_for_one_large_block_is_of_its_parts(
+    checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cube = two_grids((1000, 700), n_times=1).astype("float32")
+    cube.attrs |= {"source_items": ["one"], "radiometry": "reflectance"}
+    told = []
+    for precision in ("float32", "float64"):
+        result = cube.chunk().ginet.superresolve(weights=checkpoint, precision=precision, device="cpu")
+        _print_plan(cube, result, "cube.zarr", checkpoint, "cpu")
+        [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("memory")]
+        told.append(line)
+    assert told[0].startswith("memory   at most 1.5 GB per process for the network, one block of 2000 × 1400 at a time")
+    assert told[0].endswith("in parts of at most 1284 × 1284")
+    assert told[1].endswith("in parts of at most 644 × 644")
 
 
 def test_cli_exit_codes(item_file: Path, tmp_path: Path, checkpoint: Checkpoint) -> None:

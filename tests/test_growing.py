@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import logging
 import os
 import pickle
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import dask
 import dask.array as da
 import numpy as np
 import pytest
@@ -22,9 +28,11 @@ import xarray as xr
 import zarr
 from conftest import no_compute, two_grids
 from distributed import Client, LocalCluster
+from zarr.storage import WrapperStore
 
 import xr_ginet
-from xr_ginet.growing import CHECKSUM, Outcome, PartialFailure
+from xr_ginet import digests, transactions
+from xr_ginet.growing import CHECKSUM, Outcome, PartialFailure, no_room
 from xr_ginet.network import Checkpoint
 
 
@@ -372,3 +380,277 @@ def test_a_job_killed_at_twenty_moments_ends_at_the_same_bits(tmp_path: Path) ->
         assert job(path.name) == 0
         assert files(path) == expected
     assert len(set(known)) > 2
+
+
+def tiny(n_times: int, *, seed: int = 0, bands: tuple[str, ...] = ("B02", "B05")) -> xr.Dataset:
+    """Return a cube of some hundred bytes, lazy."""
+    rng = np.random.default_rng(seed)
+    times = np.datetime64("2024-05-01", "ns") + np.arange(n_times) * np.timedelta64(5, "D")
+    coords = {"time": times, "y": -10.0 * np.arange(4), "x": 10.0 * np.arange(4)}
+    data = {band: rng.random((6, 4, 4), "float32")[:n_times] for band in bands}
+    return xr.Dataset({b: (("time", "y", "x"), da.from_array(v, (1, 2, 4))) for b, v in data.items()}, coords)
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("kind", ["folder", "memory"])
+def test_readers_see_no_part_of_a_date(kind: str, zarr_format: int, tmp_path: Path) -> None:
+    target = tmp_path / "cube.zarr" if kind == "folder" else zarr.storage.MemoryStore()
+    seen = []
+
+    def look(block: np.ndarray) -> np.ndarray:
+        with xr.open_zarr(target) as stored:
+            seen.append(stored.sizes["time"])
+            assert stored["B02"].notnull().all()
+        return block
+
+    def watched(cube: xr.Dataset) -> xr.Dataset:
+        data = da.map_blocks(look, cube["B05"].data, dtype="float32", meta=np.empty((0,) * 3, "float32"))
+        return cube.assign(B05=cube["B05"].copy(data=data))
+
+    with dask.config.set(scheduler="synchronous"):
+        watched(tiny(2)).ginet.to_zarr(target, mode="a", zarr_format=zarr_format)
+        assert seen == [0, 0, 1, 1]
+        watched(tiny(3)).ginet.to_zarr(target, mode="a", resume=True, zarr_format=zarr_format)
+        assert seen[4:] == [2, 2]
+        watched(tiny(2, seed=1).isel(time=[1])).ginet.to_zarr(target, mode="a", zarr_format=zarr_format)
+        assert seen[6:] == [1, 1]
+    stored = xr.open_zarr(target).load()
+    np.testing.assert_array_equal(stored["B05"], [*tiny(1)["B05"], tiny(2, seed=1)["B05"][1], tiny(3)["B05"][2]])
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_what_was_written_of_a_date_that_failed_is_taken_back(zarr_format: int, tmp_path: Path) -> None:
+    def fail(block: np.ndarray, block_id: tuple[int, ...]) -> np.ndarray:
+        if block_id[:2] == (1, 1):
+            raise OSError("gone")
+        return block
+
+    cube, targets = tiny(3), (tmp_path / "cube.zarr", zarr.storage.MemoryStore())
+    data = da.map_blocks(fail, cube["B05"].data, dtype="float32", meta=np.empty((0,) * 3, "float32"))
+    for target in targets:
+        with dask.config.set(scheduler="synchronous"), pytest.raises(PartialFailure, match="1 of 3 dates"):
+            cube.assign(B05=cube["B05"].copy(data=data)).ginet.to_zarr(target, resume=True, zarr_format=zarr_format)
+        stored = xr.open_zarr(target).load()
+        assert stored["B02"].notnull().all(("y", "x")).values.tolist() == [True, False, True]
+        assert stored.isel(time=1)[["B02", "B05"]].isnull().all().to_array().all()
+        cube.ginet.to_zarr(target, resume=True, zarr_format=zarr_format)
+        xr.testing.assert_equal(xr.open_zarr(target)[["B02", "B05"]].load(), cube.compute())
+
+
+def test_a_task_that_comes_late_writes_nothing_of_a_date_that_failed(tmp_path: Path) -> None:
+    """Dask raises the first error while other threads go on: what they write would be part of a date."""
+    begun, failed, cube = threading.Event(), threading.Event(), tiny(2)
+
+    def block(values: np.ndarray, block_id: tuple[int, ...]) -> np.ndarray:
+        if block_id[:2] == (0, 0):
+            assert begun.wait(60)
+            raise OSError("gone")
+        if block_id[:2] == (0, 1):
+            begun.set()
+            assert failed.wait(60)
+        return values
+
+    data = da.map_blocks(block, cube["B02"].data, dtype="float32", meta=np.empty((0,) * 3, "float32"))
+    late: list[Any] = []
+    put = transactions._put
+
+    @wraps(put)
+    def told(*arguments: Any, **options: Any) -> Any:
+        try:
+            return put(*arguments, **options)
+        except RuntimeError as error:
+            late.append(error)
+            raise
+
+    def tell(outcome: Outcome) -> None:
+        if outcome.state == "failed":
+            failed.set()
+            while not late:  # or the test never ends
+                time.sleep(0.01)
+
+    with pytest.MonkeyPatch.context() as patch, dask.config.set(scheduler="threads", num_workers=4):
+        patch.setattr(transactions, "_put", told)
+        with pytest.raises(PartialFailure):
+            cube.assign(B02=cube["B02"].copy(data=data)).ginet.to_zarr(tmp_path / "c.zarr", resume=True, tell=tell)
+    assert "has failed" in str(late[0])
+    assert xr.open_zarr(tmp_path / "c.zarr").isel(time=0)["B02"].isnull().all()
+
+
+class Forgetful(WrapperStore):
+    """A store that loses what is written under some keys."""
+
+    async def set(self, key: str, value: Any) -> None:
+        if "B05" not in key or "json" in key:
+            await super().set(key, value)
+
+
+def test_writes_that_are_lost_are_not_certified() -> None:
+    memory = zarr.storage.MemoryStore()
+    with pytest.raises(PartialFailure, match=r"2 of 2 dates .*OSError: .* not give back .*: 2 of 2 blocks of B05"):
+        tiny(2).ginet.to_zarr(Forgetful(memory), resume=True)
+    assert not xr_ginet.status(memory).any()
+    assert xr.open_zarr(memory).sizes["time"] == 0
+    plain = zarr.storage.MemoryStore()
+    with pytest.raises(OSError, match="does not give back what was written: 4 of 4 blocks of B05 differ"):
+        tiny(2).ginet.to_zarr(Forgetful(plain))
+    with pytest.raises(FileNotFoundError):
+        xr.open_zarr(plain)
+    for wrapped in (zarr.storage.LoggingStore(memory), zarr.storage.WrapperStore(memory), f"memory://{uuid4().hex}"):
+        with dask.config.set(scheduler="processes"), pytest.raises(ValueError, match="lies in this process's memory"):
+            tiny(2).ginet.to_zarr(wrapped, resume=True)
+
+
+def test_a_record_covers_all_that_is_stored_of_a_date(tmp_path: Path) -> None:
+    native = two_grids((4, 6), n_times=2).chunk(time=1).assign_coords(sun=("time", [30.0, 40.0]))
+    native = native.assign(height=(("y", "x"), np.ones((8, 12))), cover=("time", [0.5, 0.25]))
+    native = native.assign_coords(item=("time", np.array(["a", "b"], object)))
+    path = tmp_path / "cube.zarr"
+    native.ginet.to_zarr(path, resume=True)
+    assert xr_ginet.status(path, verify=True).values.tolist() == [True, True]
+    before = files(path)
+    for name in ("B02", "B05", "time", "sun", "cover", "item", "x_20m", "y", "height"):
+        array = zarr.open_array(path, path=name, mode="r+")
+        at = (1,) + (0,) * (array.ndim - 1)
+        array[at] = "z" if name == "item" else array[at] + 1
+        dated = name not in ("x_20m", "y", "height")
+        assert xr_ginet.status(path, verify=True).values.tolist() == [dated, False], name
+        for key, content in before.items():
+            (path / key).write_bytes(content)
+    swapped = {key: before[key.replace("B03", "B_").replace("B02", "B03").replace("B_", "B02")] for key in before}
+    for key, content in swapped.items():
+        (path / key).write_bytes(content)
+    assert xr_ginet.status(path, verify=True).values.tolist() == [False, False]
+
+
+def test_no_digest_depends_on_how_missing_or_nothing_is_written() -> None:
+    odd = np.array([0x7FC00001, 0xFFC00000, 0x80000000], "uint32").view("float32")
+    assert digests.digest(odd) == digests.digest(np.array([np.nan, np.nan, 0], "float32"))
+    assert digests.digest(odd) != digests.digest(np.array([np.nan, np.nan, 1e-45], "float32"))
+    assert digests.digest(np.array(["ab", "c"], object)) != digests.digest(np.array(["a", "bc"], object))
+    big = np.arange(3, dtype=">u2")
+    assert digests.digest(big) == digests.digest(big.astype("<u2"))
+
+
+def test_a_checksum_is_never_that_of_a_date_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Zero:
+        def update(self, data: bytes) -> None: ...
+
+        def digest(self) -> bytes:
+            return bytes(8)
+
+    monkeypatch.setattr(digests, "blake2b", lambda **options: Zero())
+    assert digests.total({"B02": np.zeros(2, "<u8")}) == 1
+
+
+def of_the_first_rule(path: Path) -> None:
+    """Make the records of a store what they were before they covered all of a date."""
+    metadata = json.loads((path / CHECKSUM / "zarr.json").read_text())
+    metadata["attributes"].pop("version", None)
+    (path / CHECKSUM / "zarr.json").write_text(json.dumps(metadata))
+    records = zarr.open_array(path, path=CHECKSUM, mode="r+")
+    for i in range(records.shape[0]):
+        total = hashlib.blake2b(digest_size=8)
+        for name in ("B02", "B05"):
+            raw = zarr.open_array(path, path=name, mode="r")[i : i + 1]
+            blocks = [raw[:, y : y + 2] for y in (0, 2)]
+            total.update(name.encode())
+            total.update(b"".join(hashlib.blake2b(b.tobytes(), digest_size=8).digest() for b in blocks))
+        records[i] = int.from_bytes(total.digest(), "little")
+
+
+def test_a_store_of_an_older_version_is_verified_and_grows_by_its_rule(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, cube = tmp_path / "cube.zarr", tiny(3).assign_attrs(ginet_version="2")
+    cube.isel(time=slice(2)).assign_attrs(ginet_version="1").ginet.to_zarr(path, resume=True)
+    of_the_first_rule(path)
+    assert xr_ginet.status(path, verify=True).values.tolist() == [True, True]
+    with caplog.at_level("INFO"):
+        cube.ginet.to_zarr(path, mode="a", resume=True)
+    assert "was begun with ginet_version 1, and goes on with 2" in caplog.text
+    assert xr_ginet.status(path, verify=True).values.tolist() == [True, True, True]
+    known = zarr.open_array(path, path=CHECKSUM, mode="r")[:]
+    of_the_first_rule(path)
+    np.testing.assert_array_equal(zarr.open_array(path, path=CHECKSUM, mode="r")[:], known)
+    zarr.open_array(path, path="B05", mode="r+")[2, 0, 0] = 7
+    assert xr_ginet.status(path, verify=True).values.tolist() == [True, True, False]
+
+
+def test_two_dates_of_one_time_and_times_that_are_missing_are_refused(tmp_path: Path) -> None:
+    times = tiny(3)["time"].values
+    for changed, match in (
+        (times[[0, 1, 1]], r"2 steps have the time 2024-05-06.*one place in a cube.*groupby='solar_day'"),
+        (np.array([times[0], "NaT", times[2]], "datetime64[ns]"), r"the time of step 1 is missing \(NaT\)"),
+    ):
+        for options in ({"resume": True}, {"mode": "a"}):
+            with no_compute(), pytest.raises(ValueError, match=match):
+                tiny(3).assign_coords(time=changed).ginet.to_zarr(tmp_path / "cube.zarr", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_scale_and_offset_of_a_store_are_kept_to(tmp_path: Path) -> None:
+    for scale, offset, match in ((1e-4, 0.0, "add_offset of B02 -0.1, now 0.0"), (2e-4, -0.1, "scale_factor of B02")):
+        source = {"dtype": "uint16", "scale_factor": scale, "add_offset": offset, "nodata": 0}
+        cube = tiny(1).assign_attrs({f"source_{key}": value for key, value in source.items()})
+        cube.ginet.to_zarr(tmp_path / f"{scale}.zarr", resume=True, dtype="uint16")
+        with no_compute(), pytest.raises(ValueError, match=match):
+            cube.ginet.to_zarr(tmp_path / f"{scale}.zarr", resume=True, like="input")
+
+
+class SafetensorError(Exception):
+    pass
+
+
+def chained() -> Exception:
+    error = RuntimeError("could not be written")
+    error.__cause__ = OSError(errno.EDQUOT, "Disk quota exceeded")
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        chained(),
+        RuntimeError("CPLE_AppDefinedError: Cannot write 4 bytes: No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+        ExceptionGroup("several", [ValueError("one"), OSError(errno.EROFS, "")]),
+    ],
+    ids=["plain", "chained", "gdal", "safetensors", "group"],
+)
+def test_a_full_disk_stops_the_job_in_any_disguise(error: Exception, tmp_path: Path) -> None:
+    told: list[Outcome] = []
+    cube = tiny(3)
+    data = failing(cube.rename(B05="B11"), 1, error)["B11"].data
+    with pytest.raises(type(error)):
+        cube.assign(B05=cube["B05"].copy(data=data)).ginet.to_zarr(tmp_path / "c.zarr", resume=True, tell=told.append)
+    assert [outcome.state for outcome in told] == ["written"]
+    assert not no_room(ValueError("no such band"))
+
+
+def test_files_that_zarr_had_begun_are_cleared_and_no_others(tmp_path: Path) -> None:
+    path = tmp_path / "cube.zarr"
+    tiny(1).ginet.to_zarr(path, mode="a")
+    ours = [path / "B02" / "c" / "0" / "0" / f"0.{uuid4().hex}.partial", path / f"zarr.{uuid4().hex}.partial"]
+    mine = [path / "notes.partial", path / "B02" / f"{uuid4().hex}.txt", tmp_path / f"cube.zarr.{uuid4().hex}.txt"]
+    for file in (*ours, *mine):
+        file.write_text("begun")
+    tiny(1).ginet.to_zarr(path, mode="a", resume=True)
+    assert [file.exists() for file in ours] == [False, False]
+    assert all(file.read_text() == "begun" for file in mine)
+
+
+def test_metadata_is_consolidated_again_where_an_older_version_was_killed(tmp_path: Path) -> None:
+    path = tmp_path / "cube.zarr"
+    tiny(2).ginet.to_zarr(path, mode="a")
+    root = json.loads((path / "zarr.json").read_text())
+    (path / "zarr.json").write_text(json.dumps({k: v for k, v in root.items() if k != "consolidated_metadata"}))
+    for name in ("B02", "time"):
+        array = zarr.open_array(path, path=name, mode="r+")
+        array.resize((3, *array.shape[1:]))
+    assert xr_ginet.status(path, verify=True).values.tolist() == [True, True]
+    tiny(2).ginet.to_zarr(path, mode="a", resume=True)
+    assert zarr.open_array(path, path="B02").shape[0] == zarr.open_array(path, path="time").shape[0] == 2
+    consolidated = zarr.open_group(path, mode="r").metadata.consolidated_metadata.metadata
+    assert consolidated["B02"].shape[0] == 2
+    xr.testing.assert_equal(xr.open_zarr(path)[["B02", "B05"]].load(), tiny(2).load())

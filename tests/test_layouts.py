@@ -319,7 +319,7 @@ CUTS = {
     "one date": lambda cube: cube.isel(time=-1),
     "median": lambda cube: cube.median("time"),
     "mean without attributes": lambda cube: cube.mean("time", keep_attrs=False),
-    "greatest of a month": lambda cube: cube.resample(time="MS").max(),
+    "least of a month": lambda cube: cube.resample(time="MS").min(),
 }
 
 
@@ -510,8 +510,7 @@ def test_an_eopf_product_gains_its_20m_bands_at_10m_and_nothing_else_changes(
 
 CHANGES = {
     "astype": lambda ds: ds.astype("float32"),
-    "half": lambda ds: ds.astype("float16").astype("float32"),
-    "where": lambda ds: ds.where(ds < 9),
+    "where": lambda ds: ds.where(ds != 9.5),
     "arithmetic": lambda ds: ds * 1.0,
     "without attributes": lambda ds: ds.astype("float32").drop_attrs(deep=True),
 }
@@ -530,8 +529,6 @@ def test_an_eopf_product_that_was_changed_has_its_missing_pixels_still(
         tmp_path / "p.zarr", engine="zarr", chunks={}, mask_and_scale=decode, consolidated=version == 2
     )
     changed = tree.map_over_datasets(lambda ds: CHANGES[change](ds) if ds.data_vars else ds)
-    for group in ("r10m", "r20m"):  # cut and rioxarray's methods lose coordinates' attributes, which do not matter
-        assert changed[f"measurements/reflectance/{group}"].data_vars
     cube = xr_ginet.sentinel2.eopf.to_cube(changed)
     expected = eopf_two_grids(with_saturated)
     if change == "without attributes" and not decode:  # nothing tells that these are digital numbers, but they
@@ -539,8 +536,7 @@ def test_an_eopf_product_that_was_changed_has_its_missing_pixels_still(
             cube.ginet.superresolve(weights=None).compute()
         return
     for name in ALL_BANDS:
-        tolerance = 2e-3 if change == "half" else 2e-6
-        np.testing.assert_allclose(cube[name].values, expected[name].values, rtol=tolerance, atol=tolerance / 10)
+        np.testing.assert_allclose(cube[name].values, expected[name].values, rtol=2e-6, atol=2e-7)
 
 
 def test_an_early_eopf_product_states_its_scale_in_eopf_attrs_only(numbers: dict, small: Checkpoint) -> None:

@@ -47,6 +47,25 @@ def test_windows_of_ragged_chunks_at_odd_positions() -> None:
     ]
 
 
+@given(
+    size=st.integers(1, 150),
+    ends=st.tuples(st.integers(0, 149), st.integers(0, 149)),
+    depth=st.sampled_from([0, 4, 24]),
+)
+def test_windows_of_small_parts_are_those_of_larger_ones(size: int, ends: tuple[int, int], depth: int) -> None:
+    size *= 2
+    start, stop = sorted(min(end, size) for end in ends)
+    part = slice(min(start, size - 1), max(stop, min(start, size - 1) + 1))
+    plain, window = (Window.around(part, size, factor=2, depth=depth, least=least) for least in (0, 64))
+    assert 0 <= window.start <= plain.start < plain.stop <= window.stop <= size
+    assert window.start % 2 == 0
+    sides = (window.start > 0) + (window.stop < size)
+    assert window.stop - window.start >= min(size, 64 + sides * depth)
+    assert (window.start + window.trim.start, window.start + window.trim.stop) == (part.start, part.stop)
+    if part.stop - part.start >= 64:
+        assert window == plain
+
+
 def box_sum(fine: np.ndarray, coarse: np.ndarray) -> np.ndarray:
     """Return a toy operator of radius 3 at 10 m: asymmetric box sums with zero padding, one plane per fine band."""
     up = coarse.repeat(2, -2).repeat(2, -1)[..., :1, :, :]
@@ -78,9 +97,9 @@ def test_map_windows_by_hand() -> None:
 
 
 @st.composite
-def cuts(draw: st.DrawFn, size: int) -> tuple[int, ...]:
-    """Return any chunks of an axis."""
-    inner = draw(st.sets(st.integers(1, size - 1), max_size=5)) if size > 1 else set()
+def cuts(draw: st.DrawFn, size: int, most: int = 5) -> tuple[int, ...]:
+    """Return any chunks of an axis, with at most so many cuts."""
+    inner = draw(st.sets(st.integers(1, size - 1), max_size=most)) if size > 1 else set()
     edges = [0, *sorted(inner), size]
     return tuple(b - a for a, b in itertools.pairwise(edges))
 
@@ -515,6 +534,7 @@ def test_a_block_that_does_not_fit_a_device_is_worked_on_in_parts(
 ) -> None:
     forget_what_was_too_large(monkeypatch)
     run = Predictor.of(checkpoint, precision="float64", device="cpu", consistency="exact")
+    run = dataclasses.replace(run, radius=None)  # as on CUDA devices, which get whole blocks
     rng = np.random.default_rng(0)
     fine, coarse = rng.random((2, 4, *shape)), rng.random((2, 6, shape[0] // 2, shape[1] // 2))
     whole = run(fine, coarse)

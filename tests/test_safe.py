@@ -15,7 +15,7 @@ from numpy.testing import assert_array_equal
 import xr_ginet
 from xr_ginet.sentinel2.bands import BANDS, BANDS_10M, BANDS_20M
 from xr_ginet.sentinel2.provenance import of_all
-from xr_ginet.sentinel2.safe import Product, read_radiometry
+from xr_ginet.sentinel2.safe import Product, _start_time, read_radiometry
 
 OF_LEVEL = {"2A": "S2B_MSIL2A_20240830T100559_N0511_R022_T32TPS_20240830T134009"}
 OF_LEVEL["1C"] = "S2B_MSIL1C_20240830T100559_N0511_R022_T32TPS_20240830T121015"
@@ -221,3 +221,148 @@ def test_products_that_cannot_be_read_are_refused(numbers: dict[str, np.ndarray]
     (tmp_path / "second.SAFE" / "MTD_MSIL1C.xml").write_text(metadata("1C"))
     with pytest.raises(ValueError, match=r"holds 2 files of product metadata .*MTD_MSIL1C.xml"):
         xr_ginet.open_safe(tmp_path)
+
+
+# -- damaged and hostile products
+# ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def product(numbers: dict[str, np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_safe(tmp_path_factory.mktemp("safe"), "2A", numbers, metadata("2A", offsets=OFFSETS))
+
+
+def zipped(product: Path, path: Path, changed: dict[str, bytes] | None = None) -> Path:
+    """Write a product as a zip, with the content of some files replaced."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for entry in sorted(entry for entry in product.rglob("*") if entry.is_file()):
+            name = entry.relative_to(product.parent).as_posix()
+            new = next((content for end, content in (changed or {}).items() if name.endswith(end)), None)
+            archive.writestr(name, entry.read_bytes() if new is None else new)
+    return path
+
+
+XML = metadata("2A", offsets=OFFSETS)
+BOMB = "".join(f'<!ENTITY a{i} "{f"&a{i - 1};" * 10 if i else "lol"}">' for i in range(10))
+
+
+@pytest.mark.parametrize(
+    ("xml", "match"),
+    [
+        ("", r"MTD_MSIL2A.xml cannot be read as XML: ParseError: no element found.*get it again"),
+        (XML[: len(XML) // 2], r"MTD_MSIL2A.xml cannot be read as XML: ParseError: "),
+        ("\x00" * 50, r"MTD_MSIL2A.xml cannot be read as XML"),
+        ('<?xml version="1.0" encoding="klingon"?><a/>', r"MTD_MSIL2A.xml cannot be read as XML"),
+        (f"<!DOCTYPE a [{BOMB}]><a>&a9;</a>", r"MTD_MSIL2A.xml cannot be read as XML: .*declares a DOCTYPE"),
+        ('<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/passwd">]><a>&x;</a>', r"declares a DOCTYPE"),
+        (XML + " " * 2**24, r"MTD_MSIL2A.xml cannot be read: it has 16 MiB, far more than metadata has"),
+        (
+            XML.replace("2024-08-30T10:05:59.024Z", "yesterday"),
+            r"states PRODUCT_START_TIME 'yesterday'; a time such as",
+        ),
+        (XML.replace("2024-08-30T10:05:59.024Z", "NaT"), r"states PRODUCT_START_TIME 'NaT'"),
+        (XML.replace("2024-08-30", "9999-08-30"), r"states PRODUCT_START_TIME '9999"),
+        *(
+            (XML.replace(">10000<", f">{text}<"), rf"states QUANTIFICATION_VALUE '{text}'; a number from 100 to 1e\+06")
+            for text in ("0", "nan", "inf", "-10000", "1e308", "1e-300", "ten", "1")
+        ),
+        *(
+            (XML.replace('band_id="1"', f'band_id="{text}"'), rf"offset for band_id '{text}'; from 0 to 12 is expected")
+            for text in ("99", "-12", "", "x", "13", "٣")
+        ),
+        (XML.replace(' band_id="1"', ""), r"offset for band_id ''; from 0 to 12"),
+        (XML.replace(">-1001<", ">nan<"), r"states BOA_ADD_OFFSET 'nan'; a number from -100000 to 100000"),
+    ],
+)
+def test_metadata_that_is_damaged_is_named(xml: str, match: str, product: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.SAFE").mkdir()
+    (tmp_path / "a.SAFE" / "MTD_MSIL2A.xml").write_text(xml)
+    for path in (tmp_path / "a.SAFE", zipped(product, tmp_path / "a.zip", {"MTD_MSIL2A.xml": xml.encode()})):
+        with pytest.raises(ValueError, match=match):
+            read_radiometry(found := Product.find(path), ["B02"]), _start_time(found)
+
+
+def test_a_zip_that_is_cut_or_damaged_is_named(product: Path, tmp_path: Path) -> None:
+    whole = zipped(product, tmp_path / "a.zip").read_bytes()
+    rng = np.random.default_rng(1)
+    for length in (0, 1, len(whole) // 3, len(whole) - 30):
+        (tmp_path / "cut.zip").write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"cut.zip is neither a folder nor a zip.*cut or damaged.*get it again"):
+            xr_ginet.open_safe(tmp_path / "cut.zip")
+    at = whole.index(b"PK\x01\x02")  # the directory at the end
+    for _ in range(40):
+        damaged = bytearray(whole)
+        for place in rng.integers(at, len(whole), 3):
+            damaged[place] = rng.integers(256)
+        (tmp_path / "damaged.zip").write_bytes(bytes(damaged))
+        named = ""
+        try:
+            cube = xr_ginet.open_safe(tmp_path / "damaged.zip", chunks=16, bands=("B02", "B05"))
+            cube.compute(scheduler="synchronous")
+        except (ValueError, RuntimeError) as error:
+            named = str(error)
+        assert not named or "damaged.zip" in named or OF_LEVEL["2A"] in named
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.1, 0.5, 0.95])
+def test_an_image_that_is_cut_is_an_error_and_never_missing_pixels(kept: float, product: Path, tmp_path: Path) -> None:
+    image = next(product.rglob("*_B02_10m.jp2")).read_bytes()
+    path = zipped(product, tmp_path / "a.zip", {"_B02_10m.jp2": image[: int(kept * len(image))]})
+    with pytest.raises(
+        (ValueError, RuntimeError), match=r"_B02_10m.jp2 cannot be (opened|read): .*get the product again"
+    ):
+        xr_ginet.open_safe(path, bands=("B02", "B05")).compute(scheduler="synchronous")
+
+
+@pytest.mark.parametrize(
+    ("profile", "match"),
+    [
+        ({"crs": None}, "has no CRS with an EPSG code"),
+        ({"crs": "EPSG:32633"}, r"has .* in EPSG:32633; .*_B02_10m.jp2 has"),
+        ({"size": 20}, "holds uint16 in pixels of 20 by 20; uint16 in pixels of 10 m is expected"),
+        ({"origin": 600_100}, r"has \(36, 48\) pixels from 600100"),
+        ({"dtype": "int16"}, "holds int16 in pixels of 10 by 10; uint16"),
+        ({"shape": (36, 40)}, r"has \(36, 40\) pixels"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+def test_an_image_that_is_not_what_its_name_says_is_named(
+    profile: dict, match: str, product: Path, tmp_path: Path
+) -> None:
+    said = {"crs": "EPSG:32632", "size": 10, "origin": 600_000, "dtype": "uint16", "shape": (36, 48)} | profile
+    place = rasterio.transform.from_origin(said["origin"], 5_100_000, said["size"], said["size"])
+    height, width = said["shape"]
+    options = {"crs": said["crs"], "transform": place, "QUALITY": 100, "REVERSIBLE": "YES"}
+    with rasterio.open(
+        tmp_path / "x.jp2", "w", "JP2OpenJPEG", width, height, 1, dtype=said["dtype"], **options
+    ) as file:
+        file.write(np.ones((height, width), said["dtype"]), 1)
+    path = zipped(product, tmp_path / "a.zip", {"_B03_10m.jp2": (tmp_path / "x.jp2").read_bytes()})
+    with pytest.raises(ValueError, match=rf"_B03_10m.jp2 {match}"):
+        xr_ginet.open_safe(path, bands=("B02", "B03", "B05"))
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_an_image_of_a_product_that_names_other_files_is_not_opened(
+    beside: bool, product: Path, numbers: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    private = tmp_path / "private.jp2"
+    write_jp2(private, np.full((36, 48), 4242, "uint16"), 10)
+    vrt = (
+        '<VRTDataset rasterXSize="48" rasterYSize="36"><SRS>EPSG:32632</SRS><GeoTransform>600000,10,0,5100000,0,-10'
+        '</GeoTransform><VRTRasterBand dataType="UInt16" band="1"><SimpleSource><SourceFilename>'
+        f"{private}</SourceFilename><SourceBand>1</SourceBand></SimpleSource></VRTRasterBand></VRTDataset>"
+    ).encode()
+    if beside:
+        path = zipped(product, tmp_path / "a.zip")
+        with zipfile.ZipFile(path, "a") as archive:
+            name = next(name for name in archive.namelist() if name.endswith("_B02_10m.jp2"))
+            for suffix in (".msk", ".ovr", ".aux.xml"):
+                archive.writestr(name + suffix, vrt)
+        cube = xr_ginet.open_safe(path, bands=("B02", "B05"))
+        expected = expected_cube(numbers, OFFSETS)["B02"].values
+        assert_array_equal(cube["B02"].values, expected)
+        return
+    path = zipped(product, tmp_path / "a.zip", {"_B02_10m.jp2": vrt})
+    with pytest.raises(ValueError, match=r"_B02_10m.jp2 cannot be opened: .*not recognized"):
+        xr_ginet.open_safe(path, bands=("B02", "B05"))

@@ -20,7 +20,7 @@ import xr_ginet
 from xr_ginet.cli import app
 from xr_ginet.mapping import classical
 from xr_ginet.mapping.classical import ClusterRegression, fit_clusters, upsample
-from xr_ginet.network import Checkpoint
+from xr_ginet.network import Checkpoint, save_checkpoint
 from xr_ginet.sentinel2.bands import BANDS, BANDS_10M, BANDS_20M, BANDS_60M
 from xr_ginet.sentinel2.grids import DIMS, SIXTY, Grid
 from xr_ginet.sentinel2.items import read_item
@@ -120,6 +120,23 @@ def test_the_60_m_bands_by_a_network_are_what_it_makes_of_the_whole_image(
     assert result.attrs["ginet_weights"] == "random"
     alone = cube.ginet.superresolve(weights=sixty, precision="float64")
     xr.testing.assert_equal(alone[list(BANDS_60M)].drop_attrs(), result[list(BANDS_60M)].drop_attrs())
+
+
+@pytest.mark.parametrize(("depth", "theirs"), [("exact", "exact"), (4, "exact"), ("auto", "auto")])
+def test_the_60_m_network_has_the_depth_of_its_own_card_or_the_exact_one(
+    depth: int | str, theirs: str, checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    sixty = random_checkpoint(tmp_path / "s.safetensors", bands=BANDS_60M, factor=6, n_stages=1, n_blocks=0)
+    sixty = save_checkpoint(sixty.path, sixty.network(), {"depth": 6})
+    cube = three_grids((8, 11)).chunk({"y": 20, "x": 24})
+    options = {"precision": "float64", "device": "cpu"}
+    both = cube.ginet.superresolve(weights=checkpoint, bands="all", weights_60m=sixty, depth=depth, **options)
+    found = both[list(BANDS_60M)].compute()
+    exact, auto = (cube.ginet.superresolve(weights=sixty, depth=d, **options) for d in ("exact", "auto"))
+    assert auto.attrs["ginet_depth"] == 6 < exact.attrs["ginet_depth"]
+    expected, other = (exact, auto) if theirs == "exact" else (auto, exact)
+    assert_array_equal(found["B09"], expected["B09"])
+    assert abs(found["B09"] - other["B09"]).max() > 1e-6
 
 
 def test_weights_for_other_bands_are_refused_for_those_of_60_m(checkpoint: Checkpoint) -> None:

@@ -36,6 +36,11 @@ class GINetAccessor:
     To xarray the two grids are four independent dimensions. ``ds.B08 - ds.B05`` becomes an array over all four, of
     gigabytes, without a word, and ``ds.sel``, ``ds.isel`` and ``ds.rio.clip`` cut one grid alone: take those of
     ``ds.ginet``, and compute with bands of one grid, or with any after `superresolve`.
+
+    On a cluster of `distributed` a cube that was built before ``persist`` must not be computed after it beside the
+    persisted one: Dask (seen with 2026.8) gives merged tasks of both the same names, and may fail with ``KeyError:
+    ('reflectance-getitem-…', …)``. Build what is computed from what ``persist`` returned, or type
+    ``dask.config.set({"optimization.fuse.active": False})`` before both.
     """
 
     def __init__(self, cube: xr.Dataset | xr.DataArray) -> None:

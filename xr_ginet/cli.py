@@ -318,18 +318,21 @@ def _print_plan(cube: Any, result: Any, store: str, choice: Choice) -> None:
 def _network_lines(result: Any, choice: Choice, device: str) -> Iterator[str]:
     """Return what a plan says of the network: its weights, and the memory of one block."""
     from .mapping.pipeline import resolve_weights
-    from .mapping.predictor import block_memory
+    from .mapping.predictor import LEAST, block_memory, worked_on
 
     depth = result.attrs["ginet_depth"]
     if choice.weights is None:
         yield f"weights  none: {result.attrs['ginet_method']}, depth {depth} pixels"
         return
     checkpoint = resolve_weights(choice.weights, choice.device)
-    height, width = (min(result.sizes[d], max(result.chunksizes[d]) + 2 * depth) for d in ("y", "x"))
-    block = block_memory(checkpoint.config, height, width, result.attrs["ginet_precision"])
+    height, width = (min(result.sizes[d], max(LEAST, *result.chunksizes[d]) + 2 * depth) for d in ("y", "x"))
+    how = checkpoint.config, height, width, result.attrs["ginet_precision"], device
+    block, part = block_memory(*how), worked_on(*how)
+    at_once = f"one block of {height} × {width} at a time"
+    at_once += "" if part == (height, width) else f", in parts of at most {part[0]} × {part[1]}"
     whose = "per process" if device == "cpu" else f"of {device}'s memory"
     yield f"weights  {checkpoint.name} ({checkpoint.sha256[:12]}), depth {depth} pixels"
-    yield f"memory   at most {block / 1e9:.2g} GB {whose} for the network, one block of {height} × {width} at a time"
+    yield f"memory   at most {block / 1e9:.2g} GB {whose} for the network, {at_once}"
 
 
 def _sizes(ds: Any) -> str:

@@ -8,7 +8,9 @@ so that the network runs once for all of them.
 from __future__ import annotations
 
 import json
+import re
 import threading
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,6 +21,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from .encoding import FLOAT, StoredDtype, apply, encoding_of, is_reflectance, plain
+from .guards import locked
 from .paths import expanded
 from .schedulers import compute_writes, current_client
 from .sentinel2.bands import BANDS
@@ -64,12 +67,15 @@ def to_cog(
     Returns
     -------
     list of Path
-        What was written. Each file appears when it is complete; where writing fails, no part of one stays behind.
+        What was written. Each file appears when it is complete; where writing fails, no part of one stays behind, and
+        what a job that was killed left is cleared by the next one that writes the file.
 
     Raises
     ------
     FileExistsError
         If a file exists and ``overwrite`` is false; before anything is computed.
+    RuntimeError
+        If another job writes one of the files.
     ValueError
         If there is no band on the 10 m grid, bands lie on several grids, the cube has no CRS, an argument has an
         unknown value, or ``like="input"`` and the cube does not tell what it was made from.
@@ -98,7 +104,12 @@ def to_cog(
     n_together = len(wanted) // max(1, cube.sizes.get("time", 1))
     try:
         for start in range(0, len(wanted), n_together):
-            _write(wanted[start : start + n_together], progress=progress)
+            together = wanted[start : start + n_together]
+            with ExitStack() as locks:
+                for file in together:
+                    locks.enter_context(locked(file.path.with_name(f".{file.path.name}.lock"), file.path))
+                    _clear_up(file.path)
+                _write(together, progress=progress)
     except BaseException:
         if is_new and not any(folder.iterdir()):
             folder.rmdir()
@@ -231,6 +242,14 @@ def _write(wanted: list[_File], *, progress: bool) -> None:
 def _has_means(file: _File) -> bool:
     """Return whether the mean of pixels says something: not of integers that are no reflectance, as classes are."""
     return file.image.dtype.kind == "f"
+
+
+def _clear_up(path: Path) -> None:
+    """Delete the parts of a file that a job which was killed left."""
+    ours = re.compile(re.escape(f".{path.name}.") + r"[0-9a-f]{32}(\.part)?\.tif")
+    for left in path.parent.iterdir():
+        if ours.fullmatch(left.name):
+            left.unlink(missing_ok=True)
 
 
 def _stream(file: _File, path: Path) -> Any:

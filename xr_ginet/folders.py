@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import glob
 import os
 import re
 import shutil
@@ -118,6 +119,21 @@ def _swapped(one: Path, other: Path) -> bool:
     if code in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
         return False
     raise OSError(code, os.strerror(code), str(one))
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Have a file beside another one, whose place it takes when all of it is on the disk."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):  # of jobs that were killed
+        left.unlink(missing_ok=True)
+    part = path.with_name(f".{path.name}.{uuid4().hex}.part")
+    try:
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def clear_up(path: Path) -> None:

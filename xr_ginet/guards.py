@@ -154,8 +154,10 @@ def _lock(file: Path, target: Any) -> Callable[[], None]:
         os.close(handle)  # its holder has deleted it meanwhile
 
     def unlock() -> None:
-        file.unlink(missing_ok=True)
-        os.close(handle)
+        try:
+            file.unlink(missing_ok=True)
+        finally:
+            os.close(handle)
 
     return unlock
 
@@ -232,11 +234,13 @@ def leased(slot: Slot, target: Any) -> Iterator[Alive]:
         yield alive
     finally:
         ended.set()
-        if thread.ident is not None:
-            thread.join()
-            if not lost.is_set() and holds():
-                slot.free(current[0])
-        _held.discard(mine.token)
+        try:
+            if thread.ident is not None:
+                thread.join()
+                if not lost.is_set() and holds():
+                    slot.free(current[0])
+        finally:
+            _held.discard(mine.token)
 
 
 class KeySlot:

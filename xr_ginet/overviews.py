@@ -28,7 +28,7 @@ from .guards import sole_writer
 from .paths import expanded
 from .sentinel2.arrays import open_cube
 from .sentinel2.bands import BANDS
-from .sentinel2.grids import FINE_DIMS, Grid, read_crs
+from .sentinel2.grids import DIMS, FINE_DIMS, Grid, read_crs
 from .store import to_zarr
 
 SOURCE = "ginet_source_checksum"
@@ -168,8 +168,12 @@ def _made_from(store: str, level: xr.Dataset) -> np.ndarray:
 
 
 def halved(cube: xr.Dataset) -> xr.Dataset:
-    """Return the cube whose pixels are the means of 2 × 2 of another's; lazy where the other is."""
+    """Return the cube whose pixels are the means of 2 × 2 of another's; lazy where the other is.
+
+    What lies on other grids, as ``SCL`` at 20 m, is left out.
+    """
     windows = dict.fromkeys(FINE_DIMS, 2)
+    cube = cube.drop_dims([dim for dims in DIMS.values() for dim in dims if dim in cube.dims and dim not in FINE_DIMS])
     y, x = _coarser(Grid.from_coords(cube)).coords()
     result = {}
     for name, variable in cube.data_vars.items():

@@ -20,6 +20,9 @@ def expanded(path: Any) -> Any:
     >>> expanded("cubes/~old.zarr"), expanded("s3://bucket/~/cube.zarr")
     ('cubes/~old.zarr', 's3://bucket/~/cube.zarr')
     """
+    if type(path).__name__ == "LocalStore":  # of Zarr, which does not expand it
+        root = expanded(path.root)
+        return path if root == path.root else type(path)(root, read_only=path.read_only)
     if not isinstance(path, str | Path) or not str(path).startswith("~"):
         return path
     home = os.path.expanduser(path)

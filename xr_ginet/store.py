@@ -141,7 +141,6 @@ def to_zarr(
             _check_outcomes(target, outcomes)
             return None
         path = local_path(target)
-        _check_target(target, path, "w" if grows else mode, compute=compute)
         with sole_writer(target) as alive:
             if path:
                 clear_up(path)

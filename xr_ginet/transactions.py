@@ -7,9 +7,12 @@ its end ``main`` moves to it, once. Until then readers see what was there before
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol
+from uuid import uuid4
 
 import dask.array as da
 import numpy as np
@@ -22,7 +25,7 @@ from .digests import digest, outer_chunks, region_of
 from .documents import Documents, at, copied, keys, put
 from .guards import Alive, leased, sole_writer
 from .paths import expanded
-from .schedulers import compute_writes
+from .schedulers import compute_writes, current_client, workers_elsewhere
 
 MAIN, OURS, LEASE = "main", "ginet-job", "ginet-lease."
 
@@ -182,6 +185,11 @@ class Branch:
         """Let readers see what was committed."""
         self.alive()
         done = self.repository.lookup_branch(OURS)
+        if self.repository.lookup_branch(MAIN) != self.start:
+            raise RuntimeError(
+                f"{MAIN} of {self.repository} has moved while this job was writing, and readers see that. Make the "
+                "same call again: it begins from there"
+            )
         if done != self.start:
             self.repository.reset_branch(MAIN, done, from_snapshot_id=self.start)
         self.repository.delete_branch(OURS)
@@ -226,7 +234,7 @@ def write_blocks(
     sessions : list
         Where the store is that of an Icechunk session, all that have written.
     """
-    writes, sizes = [], {}
+    writes, sizes, job = [], {}, uuid4().hex
     for name, variable in encoded_variables(cube, documents, where).items():
         array = documents.array(where, name)
         part = region_of([str(dim) for dim in variable.dims], region)
@@ -246,11 +254,17 @@ def write_blocks(
                 origin=tuple(p.start or 0 for p in part),
                 steps=steps,
                 n_blocks=data.numblocks,
+                job=job,
             )
         )
     digests = {name: np.zeros(size, "<u8") for name, size in sizes.items()}
     sessions = {}
-    for name, number, found, session in compute_writes(writes, progress=progress):
+    try:
+        told = compute_writes(writes, progress=progress)
+    except BaseException:
+        end_everywhere(job)
+        raise
+    for name, number, found, session in told:
         digests[name][number] = found
         sessions[id(session)] = session
     return digests, [session for session in sessions.values() if session is not None]
@@ -280,17 +294,52 @@ def _put(
     origin: tuple[int, ...],
     steps: tuple[int, ...],
     n_blocks: tuple[int, ...],
+    job: str,
     block_id: tuple[int, ...],
 ) -> NDArray:
     """Write a block; return in an array of one element whose it is, its number, its digest and the session."""
     if array.dtype.kind not in "OTUS":
         block = np.asarray(block).astype(array.dtype, copy=False)  # it may not be of the type that its graph tells
     starts = [first + i * step for first, i, step in zip(origin, block_id, steps, strict=True)]
-    array[tuple(slice(a, a + n) for a, n in zip(starts, block.shape, strict=True))] = block
+    with _unless_ended(job):
+        array[tuple(slice(a, a + n) for a, n in zip(starts, block.shape, strict=True))] = block
     told = np.empty((1,) * block.ndim, object)
     number = int(np.ravel_multi_index(block_id, n_blocks)) if block_id else 0
     told[(0,) * block.ndim] = (variable, number, digest(block), getattr(array.store, "session", None))
     return told
+
+
+_gate, _ended, _writing = threading.Condition(), set[str](), Counter[str]()
+
+
+@contextmanager
+def _unless_ended(job: str) -> Iterator[None]:
+    """Be among the tasks that write, unless their computation has failed: what they wrote may be undone already."""
+    with _gate:
+        if job in _ended:
+            raise RuntimeError("what this block belongs to has failed")
+        _writing[job] += 1
+    try:
+        yield
+    finally:
+        with _gate:
+            _writing[job] -= 1
+            _gate.notify_all()
+
+
+def _end(job: str) -> None:
+    """Let no task of a computation write any more, in this process, and wait for those that do."""
+    with _gate:
+        _ended.add(job)
+        _gate.wait_for(lambda: not _writing[job], timeout=60)
+
+
+def end_everywhere(job: str) -> None:
+    """Let no task of a computation write any more: Dask raises the first error while others go on."""
+    _end(job)
+    if (client := current_client()) is not None and workers_elsewhere():
+        with suppress(Exception):  # a worker that is gone writes no more
+            client.run(_end, job)
 
 
 def is_repository(target: Any) -> bool:

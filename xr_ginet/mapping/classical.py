@@ -23,8 +23,8 @@ from dask.delayed import Delayed
 from numpy.typing import NDArray
 
 from ..training.degradation import TAPS_PER_FACTOR, box_mean, mtf_mean
-from .missing import FILL_RADIUS, fill_missing, output_mask
-from .overlap import map_windows
+from .missing import FILL_RADIUS, fill_missing, is_missing, mask, output_mask
+from .overlap import PART, in_parts, map_windows
 from .predictor import Consistency, Precision
 
 N_CLUSTERS = 8
@@ -35,6 +35,7 @@ LATTICE_PIXELS = 20_000
 """At most so many 20 m pixels are clustered."""
 RIDGE = 1e-5
 """Penalty per pixel on standardised bands: only there to keep flat scenes and tiny clusters solvable."""
+NOT_FINITE = "Type precision='float64', or weights= for a network"
 _BATCH = 4096
 
 
@@ -142,7 +143,11 @@ class Bicubic:
         return -(-reach // self.factor) * self.factor
 
     def __call__(self, fine: NDArray, coarse: NDArray, *model: ClusterModel) -> NDArray:
-        """Return the coarse bands of one block at the fine resolution, as `Predictor` does."""
+        """Return the coarse bands of one block at the fine resolution, as `Predictor` does: large ones in parts."""
+        depth = self.depth + FILL_RADIUS * self.factor
+        return in_parts(lambda *part: self._part(*part, *model), fine, coarse, factors=(1, self.factor), depth=depth)
+
+    def _part(self, fine: NDArray, coarse: NDArray, *model: ClusterModel) -> NDArray:
         missing = output_mask(fine, coarse, self.factor)
         fine = fill_missing(fine, FILL_RADIUS * self.factor).astype(self.dtype)
         coarse = fill_missing(coarse, FILL_RADIUS).astype(self.dtype)
@@ -150,8 +155,7 @@ class Bicubic:
         if self.consistency == "exact":
             lacking = coarse - box_mean(result, self.factor)
             result = result + lacking.repeat(self.factor, -2).repeat(self.factor, -1)
-        result[missing] = np.nan
-        return result
+        return mask(result, missing, NOT_FINITE)
 
     def estimate(self, fine: NDArray, coarse: NDArray, *model: ClusterModel) -> NDArray:
         """Return the bands at the fine resolution, of blocks without gaps."""
@@ -206,9 +210,12 @@ class ClusterGuide:
 
     def __call__(self, fine: NDArray, model: ClusterModel) -> NDArray:
         """Return ``(..., band, h, w)``."""
-        missing = ~np.isfinite(fine).all(axis=-3, keepdims=True)
+        return in_parts(lambda part: self._part(part, model), fine, factors=(1,), depth=0)
+
+    def _part(self, fine: NDArray, model: ClusterModel) -> NDArray:
+        missing = is_missing(fine).any(axis=-3, keepdims=True)
         guide = model.guide(np.where(missing, 0, fine).astype(self.precision))
-        return np.where(missing, np.asarray(np.nan, guide.dtype), guide)
+        return mask(guide, np.asarray(missing), NOT_FINITE)
 
 
 @dataclass(frozen=True)
@@ -220,7 +227,8 @@ class _Samples:
 
     def __call__(self, fine: NDArray, coarse: NDArray) -> NDArray:
         # A missing pixel spreads over the blur's taps, and all that it reaches is left out of the fit.
-        blurred = mtf_mean(fine.astype("float64"), self.factor, [self.gain] * fine.shape[-3])
+        fine, coarse = (np.where(is_missing(image), np.nan, image.astype("float64")) for image in (fine, coarse))
+        blurred = mtf_mean(fine, self.factor, [self.gain] * fine.shape[-3])
         both = np.concatenate([blurred, coarse], axis=-3)
         return both.repeat(self.factor, -2).repeat(self.factor, -1)
 
@@ -240,6 +248,7 @@ def fit_clusters(
         Of the coarse bands; the fine ones are blurred by their mean.
     """
     depth = -(-TAPS_PER_FACTOR // 2) * factor
+    fine = _with_chunks_of_at_most(PART, fine)
     n_fine, n_bands = fine.shape[-3], coarse.shape[-3]
     samples = map_windows(
         _Samples(factor, float(np.mean(gains))),
@@ -257,6 +266,16 @@ def fit_clusters(
     while len(sums) > 1:
         sums = [dask.delayed(_add)(sums[i : i + 16]) for i in range(0, len(sums), 16)]
     return dask.delayed(_solve)(clusters, sums[0])
+
+
+def _with_chunks_of_at_most(size: int, array: da.Array) -> da.Array:
+    """Return an array whose chunks of single images are cut further in y and x where they are larger."""
+    lead = tuple((1,) * n for n in array.shape[:-3])
+    cut = (
+        tuple(n // k + (i < n % k) for n in chunks for k in (-(-n // size),) for i in range(k))
+        for chunks in array.chunks[-2:]
+    )
+    return array.rechunk((*lead, array.chunks[-3], *cut))
 
 
 def _pixels(samples: NDArray) -> NDArray:

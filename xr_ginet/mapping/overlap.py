@@ -12,7 +12,7 @@ a wrong shape, and it merges chunks smaller than the depth.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import dask.array as da
@@ -24,6 +24,9 @@ from numpy.typing import DTypeLike, NDArray
 
 Block = Callable[..., NDArray]
 
+PART = 1280
+"""Fine pixels on a side of what is worked on at once on processors: the default chunk with its overlap is no larger."""
+
 
 class Window(NamedTuple):
     """Where one output chunk's input lies on one axis, in fine pixels."""
@@ -34,14 +37,20 @@ class Window(NamedTuple):
     """The output chunk within the window."""
 
     @classmethod
-    def around(cls, part: slice, size: int, *, factor: int, depth: int) -> Window:
-        """Return the window of ``part`` of an axis of ``size`` fine pixels, rounded outwards to whole coarse ones."""
-        start = max(0, part.start // factor * factor - depth)
-        stop = min(size, -(-part.stop // factor) * factor + depth)
+    def around(cls, part: slice, size: int, *, factor: int, depth: int, least: int = 0) -> Window:
+        """Return the window of ``part`` of an axis of ``size`` fine pixels, rounded outwards to whole coarse ones.
+
+        A part with less than ``least`` pixels has the window of one with as many, if the axis has them.
+        """
+        lacking = max(0, min(least, size) - (part.stop - part.start))
+        low = max(0, min(part.start - lacking // 2, size - least if lacking else size))
+        high = max(part.stop, low + min(least, size)) if lacking else part.stop
+        start = max(0, low // factor * factor - depth)
+        stop = min(size, -(-high // factor) * factor + depth)
         return cls(start, stop, slice(part.start - start, part.stop - start))
 
 
-def windows(chunks: Sequence[int], *, factor: int, depth: int) -> list[Window]:
+def windows(chunks: Sequence[int], *, factor: int, depth: int, least: int = 0) -> list[Window]:
     """Return the window of each output chunk along one axis.
 
     Parameters
@@ -52,6 +61,8 @@ def windows(chunks: Sequence[int], *, factor: int, depth: int) -> list[Window]:
         Windows start and stop at multiples of it.
     depth : int
         Fine pixels of overlap on each side, a multiple of ``factor``.
+    least : int
+        Fine pixels that a chunk counts as at least.
 
     Examples
     --------
@@ -59,7 +70,63 @@ def windows(chunks: Sequence[int], *, factor: int, depth: int) -> list[Window]:
     [Window(start=0, stop=6, trim=slice(0, 3, None)), Window(start=0, stop=8, trim=slice(3, 8, None))]
     """
     bounds = itertools.pairwise(itertools.accumulate(chunks, initial=0))
-    return [Window.around(slice(*bound), sum(chunks), factor=factor, depth=depth) for bound in bounds]
+    return [Window.around(slice(*bound), sum(chunks), factor=factor, depth=depth, least=least) for bound in bounds]
+
+
+def part_side(depth: int, most: int = PART) -> int:
+    """Return the side, without their overlap, of parts of a block that overlap by a depth."""
+    return max(most - 2 * depth, most // 4)
+
+
+def parts(rows: slice, columns: slice, *, side: int | None) -> Iterator[tuple[slice, slice]]:
+    """Yield parts of a block of about the same size, at most ``side`` long each way; None: all of it.
+
+    Examples
+    --------
+    >>> [(rows.start, columns.start) for rows, columns in parts(slice(1, 11), slice(0, 4), side=4)]
+    [(1, 0), (4, 0), (7, 0)]
+    """
+    yield from itertools.product(*(_split(axis, side or max(axis.stop - axis.start, 1)) for axis in (rows, columns)))
+
+
+def _split(axis: slice, side: int) -> list[slice]:
+    n = -(-(axis.stop - axis.start) // side)
+    bounds = [axis.start + (axis.stop - axis.start) * i // n for i in range(n + 1)]
+    return [slice(*bound) for bound in itertools.pairwise(bounds)]
+
+
+def in_parts(function: Block, *blocks: NDArray, factors: Sequence[int], depth: int) -> NDArray:
+    """Return ``function`` of blocks of the same ground, image by image and part by part, for memory's sake.
+
+    Parameters
+    ----------
+    function : callable
+        Takes blocks ``(band, h / factor, w / factor)`` and returns ``(n_bands, h, w)``.
+    *blocks : (..., band, h / factor, w / factor)
+        The first has the factor 1.
+    factors : sequence of int
+        How many times coarser each block is than the first.
+    depth : int
+        Pixels of the first block by which parts overlap, a multiple of the largest factor.
+    """
+    *lead, _, height, width = blocks[0].shape
+    out: NDArray | None = None
+    for image in np.ndindex(*lead):
+        for part in parts(slice(0, height), slice(0, width), side=part_side(depth)):
+            y, x = (
+                Window.around(p, n, factor=max(factors), depth=depth)
+                for p, n in zip(part, (height, width), strict=True)
+            )
+            cuts = (
+                block[(*image, slice(None), slice(y.start // f, y.stop // f), slice(x.start // f, x.stop // f))]
+                for block, f in zip(blocks, factors, strict=True)
+            )
+            result = function(*cuts)[:, y.trim, x.trim]
+            if out is None:
+                out = np.empty((*lead, len(result), height, width), result.dtype)
+            out[(*image, slice(None), *part)] = result
+    assert out is not None
+    return out
 
 
 def map_windows(
@@ -72,6 +139,7 @@ def map_windows(
     parameters: Sequence[Delayed] = (),
     resources: Mapping[str, float] | None = None,
     by_part: bool = False,
+    least: int = 0,
 ) -> da.Array:
     """Return ``function`` mapped over overlapping windows of all arrays, lazily.
 
@@ -99,6 +167,8 @@ def map_windows(
     by_part : bool
         Whether the function takes ``part=(rows, columns)``, where the output chunk lies in the fine block, and returns
         that part alone; otherwise it returns the whole block, which is cut.
+    least : int
+        Pixels of the first array on a side that a chunk counts as at least, where windows are cut.
 
     Returns
     -------
@@ -115,10 +185,10 @@ def map_windows(
     first = arrays[0]
     lead = first.chunks[:-3]
     arrays = tuple(a.rechunk({i: c for i, c in enumerate(lead)}) if a.chunks[:-3] != lead else a for a in arrays)
-    rows = windows(first.chunks[-2], factor=factor, depth=depth)
-    columns = windows(first.chunks[-1], factor=factor, depth=depth)
+    rows = windows(first.chunks[-2], factor=factor, depth=depth, least=least)
+    columns = windows(first.chunks[-1], factor=factor, depth=depth, least=least)
 
-    token = tokenize(function, *arrays, tuple(factors), depth, n_bands, np.dtype(dtype), *parameters)
+    token = tokenize(function, *arrays, tuple(factors), depth, least, n_bands, np.dtype(dtype), *parameters)
     # Schedulers tell from a name's words how long a task will take, so the cuts, which take no time, have a name apart.
     name, cuts_name = f"ginet-windows-{token}", f"ginet-cuts-{token}"
     graph: dict[Any, Any] = {}

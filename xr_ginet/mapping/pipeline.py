@@ -70,8 +70,9 @@ def superresolve(
     ----------
     ds : Dataset or DataArray
         Two-grid cube: B02 B03 B04 B08 with dims ``[time,] y, x`` and B05 B06 B07 B8A B11 B12 with ``[time,] y_20m,
-        x_20m``, float reflectance, chunked in any way. NaN is missing. A 10 m cube whose 20 m bands were repeated by
-        nearest neighbour is taken apart first, see `xr_ginet.to_native`.
+        x_20m``, float reflectance, chunked in any way: on processors large blocks are worked on in parts. NaN is
+        missing, and so is what is infinite or beyond 100 of either sign, as fill values are. A 10 m cube whose 20 m
+        bands were repeated by nearest neighbour is taken apart first, see `xr_ginet.to_native`.
     weights : str, Path, Checkpoint or None
         Name of a packaged checkpoint or path of a safetensors file, which every worker must be able to read, or is sent
         as `Predictor` tells. ``"default"`` is ``"ginet"`` on CUDA devices, else ``"ginet-s"``. None is without
@@ -83,12 +84,13 @@ def superresolve(
         training, as with ``weights=None``, which has been more accurate (``benchmarks/quality.md``).
     depth : "exact", "auto" or int, optional
         Overlap of the blocks in 10 m pixels, by default ``"exact"``; what fills gaps is read on top of it. ``"exact"``
-        is what the network can
-        see, so that the result does not depend on the chunks: on processors, with float32 and bfloat16 and blocks of
-        64 pixels or more, not by a bit. ``"auto"`` is faster: with the packaged weights and float32 the result depends
-        on them by less than 1e-5, a tenth of a digital number, measured on real scenes (``benchmarks/depths.md``); what
-        is rounded to 16 bits differs near chunk edges by its rounding. Weights whose card tells no depth get the exact
-        one. An even number is wrong near chunk edges by what the network sees beyond it.
+        is what the network can see, so that the result does not depend on the chunks: on processors, with float32 and
+        bfloat16, not by a bit. Chunks of less than 64 pixels are then computed with more around them. ``"auto"`` is
+        faster: with the packaged
+        weights and float32 the result depends on chunks by less than 1e-5, a tenth of a digital number, measured on
+        real scenes (``benchmarks/depths.md``); what is rounded to 16 bits differs near chunk edges by its rounding.
+        Weights whose card tells no depth get the exact one. An even number is wrong near chunk edges by what the
+        network sees beyond it.
     device : str
         A torch device, or ``"auto"``: CUDA where the graph is built with it, else the CPU. With ``resources`` a device
         need not be where the graph is built.
@@ -131,9 +133,9 @@ def superresolve(
     ValueError
         If a band is missing, holds digital numbers or lies on the wrong grid; if the grids do not nest; if the depth
         is not a multiple of 2; if an option makes no sense without weights; if CUDA is asked for and absent, or
-        a precision that is not for the device; if weights or precision of ``like_store`` are not to be had here. When
-        computed: if the 20 m bands of a 10 m cube were interpolated, or
-        the median of a block of floats is far from any reflectance.
+        a precision that is not for the device; if weights are not finite; if weights or precision of ``like_store`` are
+        not to be had here. When computed: if the 20 m bands of a 10 m cube were interpolated, the median of a block of
+        floats is far from any reflectance, or the result is not finite where nothing is missing.
     FileNotFoundError
         If there are no such weights.
 
@@ -300,6 +302,7 @@ def _map_bands(
         parameters=parameters,
         resources=resources,
         by_part=isinstance(function, Predictor),
+        least=function.least if isinstance(function, Predictor) else 0,
     )
     cube = _without_coarse(ds, bands)
     first = cube[bands.fine[0]].transpose(..., *FINE_DIMS)

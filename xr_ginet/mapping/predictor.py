@@ -3,8 +3,9 @@
 A `Predictor` is a few strings: what to load, on which device, in which precision. The network is built once per
 process, when the first block arrives, and shared by all tasks of that process; tasks carry no weights. One block runs
 at a time per process, with all of the threads that the process may use: memory stays that of one block, and threads
-are not oversubscribed. On a CUDA device the blocks of other threads are copied there and back meanwhile, and a block
-that its memory does not hold is worked on in parts.
+are not oversubscribed. On processors a large block is worked on in parts, which overlap by what the network sees: the
+result is the same, and memory does not grow with the block. On a CUDA device the blocks of other threads are copied
+there and back meanwhile, and a block that its memory does not hold is worked on in halves.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from dask.system import CPU_COUNT
@@ -26,8 +27,8 @@ from numpy.typing import NDArray
 
 from .devices import arithmetic, choose_device, copying, to_host
 from .heap import one_at_a_time
-from .missing import FILL_RADIUS, fill_missing, output_mask
-from .overlap import Window
+from .missing import FILL_RADIUS, fill_missing, is_missing, mask, output_mask
+from .overlap import PART, Window, in_parts, part_side, parts
 
 if TYPE_CHECKING:
     import torch
@@ -39,8 +40,27 @@ Precision = Literal["auto", "float32", "float64", "mixed", "bfloat16"]
 
 _log = logging.getLogger(__name__)
 
+OVERFLOW = "Has the network overflowed? Type precision='float32'; if that does not help, use other weights"
+LEAST = 64
+"""Fine pixels on a side, without the overlap, from which convolutions round each pixel alike wherever it lies: for less
+the network works on more than is asked for, so that chunks change no bit of a float32 result on processors."""
+
+GUIDE_RADIUS = 3
+"""Fine pixels that the learned guide sees around each: three 3×3 convolutions."""
+
 _too_large: dict[Predictor, int] = {}
 """Pixels of the smallest block that did not fit a device's memory."""
+
+
+class View(NamedTuple):
+    """What a part of a block is made of along one axis, in fine pixels."""
+
+    read: slice
+    """Of the block: what the network sees, and what fills the gaps in it."""
+    seen: slice
+    """Of what is read: what the network sees."""
+    part: slice
+    """Of what is seen: what is asked for."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +70,7 @@ class Predictor:
     Raises
     ------
     ValueError
-        If the precision is unknown, or the device is not there.
+        If the precision is unknown, the device is not there, or the checkpoint's weights are not finite.
     """
 
     path: str
@@ -75,6 +95,8 @@ class Predictor:
     multiplied: Literal["float32", "bfloat16"] = "float32"
     """How ``bfloat16`` multiplies what it has rounded: the faster way where the graph was built, and then everywhere,
     so that it does not matter which worker of a cluster has a block."""
+    radius: int | None = None
+    """Fine pixels as far as the network can see, by which parts of a block overlap; None: blocks stay whole."""
 
     @classmethod
     def of(
@@ -121,6 +143,7 @@ class Predictor:
                 f"device={device!r}, but torch cannot use it here ({str(error).splitlines()[0]}). Type device='cpu' or "
                 "device='auto'"
             ) from error
+        _check_weights(str(checkpoint.path), checkpoint.sha256)
         return cls(
             str(checkpoint.path),
             checkpoint.sha256,
@@ -131,12 +154,19 @@ class Predictor:
             self_ensemble,
             depth,
             "bfloat16" if precision == "bfloat16" and is_faster() else "float32",
+            checkpoint.config.receptive_radius,
         )
 
     @property
     def dtype(self) -> np.dtype:
         """Return the dtype of the output."""
         return np.dtype("float64" if self.precision == "float64" else "float32")
+
+    @property
+    def least(self) -> int:
+        """Return the side in fine pixels that a part counts as at least, where its depth lets no chunk show."""
+        sees_all = self.depth is None or self.radius is None or self.depth >= self.radius
+        return LEAST if sees_all else 0
 
     def __call__(self, fine: NDArray, coarse: NDArray, part: tuple[slice, slice] | None = None) -> NDArray:
         """Return the coarse bands of one block, or of a part of it, at the fine resolution.
@@ -154,23 +184,45 @@ class Predictor:
         -------
         (..., band, h, w)
             NaN where the coarse pixel or any fine band is missing.
+
+        Raises
+        ------
+        ValueError
+            If the network's output is not finite where nothing is missing.
         """
-        height, width = fine.shape[-2:]
-        rows, columns = part or (slice(0, height), slice(0, width))
-        missing = output_mask(fine, coarse, self.factor)[..., rows, columns]
+        asked = part or (slice(0, fine.shape[-2]), slice(0, fine.shape[-1]))
+        out = np.empty((*coarse.shape[:-2], *(axis.stop - axis.start for axis in asked)), self.dtype)
+        whole = self.radius is None or self.device.startswith("cuda")
+        side = None if whole else part_side(_multiple(self.radius or 0, self.factor), largest_part(self.precision))
+        for image in np.ndindex(fine.shape[:-3]):
+            for piece in parts(*asked, side=side):
+                place = (slice(p.start - a.start, p.stop - a.start) for p, a in zip(piece, asked, strict=True))
+                views = (self._view(*axes) for axes in zip(piece, asked, fine.shape[-2:], strict=True))
+                out[(*image, slice(None), *place)] = self._part(fine[image], coarse[image], *views)
+        return out
+
+    def _view(self, part: slice, asked: slice, size: int) -> View:
+        """Return what a part of the pixels asked for along an axis is made of."""
+        f = self.factor
+        depth, radius = (size if d is None else _multiple(d, f) for d in (self.depth, self.radius))
+        window, near = (
+            Window.around(p, size, factor=f, depth=d, least=self.least) for p, d in ((asked, depth), (part, radius))
+        )
+        seen = slice(max(window.start, near.start), min(window.stop, near.stop))
+        read = Window.around(seen, size, factor=f, depth=FILL_RADIUS * f)
+        return View(slice(read.start, read.stop), read.trim, slice(part.start - seen.start, part.stop - seen.start))
+
+    def _part(self, fine: NDArray, coarse: NDArray, y: View, x: View) -> NDArray:
+        """Return a part of one image's result."""
+        f = self.factor
+        fine = fine[:, y.read, x.read]
+        coarse = coarse[:, _coarser(y.read, f), _coarser(x.read, f)]
+        missing = output_mask(fine, coarse, f)[:, y.seen, x.seen][:, y.part, x.part]
         if missing.all():
             return np.full(missing.shape, np.nan, self.dtype)
-        fine = fill_missing(fine, FILL_RADIUS * self.factor)
-        coarse = fill_missing(coarse, FILL_RADIUS)
-        f, depth = self.factor, max(height, width) if self.depth is None else self.depth
-        y, x = Window.around(rows, height, factor=f, depth=depth), Window.around(columns, width, factor=f, depth=depth)
-        result = self._run(
-            self._predict,
-            fine[..., y.start : y.stop, x.start : x.stop],
-            coarse[..., y.start // f : y.stop // f, x.start // f : x.stop // f],
-        )[..., y.trim, x.trim].copy()  # for what is around it to be used again
-        result[missing] = np.nan
-        return result
+        fine = fill_missing(fine, FILL_RADIUS * f)[:, y.seen, x.seen]
+        coarse = fill_missing(coarse, FILL_RADIUS)[:, _coarser(y.seen, f), _coarser(x.seen, f)]
+        return mask(self._run(self._predict, fine, coarse)[:, y.part, x.part], missing, OVERFLOW)
 
     def _predict(self, network: GINet, ms: torch.Tensor, hs: torch.Tensor) -> torch.Tensor:
         """Return the network's output for one image, by all symmetries and consistent where that was asked for."""
@@ -188,9 +240,13 @@ class Predictor:
 
     def guide(self, fine: NDArray) -> NDArray:
         """Return the geometry guide of one block: ``(..., fine band, h, w) -> (..., band, h, w)``."""
-        missing = (~np.isfinite(fine)).any(axis=-3, keepdims=True)
-        result = self._run(lambda network, ms: network.guide(ms), fill_missing(fine, FILL_RADIUS * self.factor))
-        return np.where(missing, np.asarray(np.nan, result.dtype), result)
+        depth = _multiple(GUIDE_RADIUS, self.factor) + FILL_RADIUS * self.factor
+        return in_parts(self._guide, fine, factors=(1,), depth=depth)
+
+    def _guide(self, fine: NDArray) -> NDArray:
+        missing = np.asarray(is_missing(fine).any(axis=-3, keepdims=True))
+        filled = fill_missing(fine, FILL_RADIUS * self.factor)
+        return mask(self._run(lambda network, ms: network.guide(ms), filled), missing, OVERFLOW)
 
     def _run(self, function: Callable[..., torch.Tensor], *blocks: NDArray) -> NDArray:
         """Return ``function(network, *tensors)`` of each image along the leading axes."""
@@ -248,7 +304,7 @@ class Predictor:
         axis = -2 if fine.shape[-2] >= fine.shape[-1] else -1
         length, factor = fine.shape[axis], self.factor
         middle = length // (2 * factor) * factor
-        margin = -(-network.config.receptive_radius // factor) * factor
+        margin = _multiple(network.config.receptive_radius, factor)
         if middle + margin >= length - factor:
             raise RuntimeError(
                 f"a block of {' × '.join(map(str, fine.shape[-2:]))} pixels does not fit the memory of "
@@ -262,6 +318,15 @@ class Predictor:
             half = self._within_memory(function, network, *parts)
             halves.append(half.narrow(axis, start - low, stop - start))
         return torch.cat(halves, dim=axis)
+
+
+def _multiple(size: int, factor: int) -> int:
+    """Return the least multiple of a factor that is not smaller."""
+    return -(-size // factor) * factor
+
+
+def _coarser(pixels: slice, factor: int) -> slice:
+    return slice(pixels.start // factor, pixels.stop // factor)
 
 
 def _fastest(device: str) -> Precision:
@@ -283,15 +348,37 @@ def _turn_back(image: torch.Tensor, symmetry: int) -> torch.Tensor:
     return turned.flip(-1) if symmetry >= 4 else turned
 
 
-def block_memory(config: GINetConfig, height: int, width: int, precision: Precision = "float32") -> int:
+def largest_part(precision: Precision) -> int:
+    """Return the side in fine pixels of what the network works on at once on processors."""
+    return PART // 2 if precision == "float64" else PART
+
+
+def worked_on(
+    config: GINetConfig, height: int, width: int, precision: Precision = "float32", device: str = "cpu"
+) -> tuple[int, int]:
+    """Return how many rows and columns of a block the network works on at once at most, in fine pixels."""
+    if device.startswith("cuda"):
+        return height, width
+    radius = _multiple(config.receptive_radius, config.factor)
+    most = part_side(radius, largest_part(precision)) + 2 * (radius + config.factor)
+    return min(height, most), min(width, most)
+
+
+def block_memory(
+    config: GINetConfig, height: int, width: int, precision: Precision = "float32", device: str = "cpu"
+) -> int:
     """Return an upper bound of the bytes that blocks of ``height × width`` fine pixels take, one by one.
+
+    Besides their input and output. On processors, which work on large blocks in parts, it does not grow with the block
+    beyond those of `PART`.
 
     On CUDA devices they are the device's, in ``mixed`` precision four feature maps of 16 bits, their channels padded,
     ten planes per band, and what convolutions work with (measured: ``benchmarks/gpu/measured.md``); else the process's.
     Per pixel: four feature maps of a residual block with the convolution's own copies, six for what the allocator keeps
-    of earlier blocks (it varies from run to run), and planes per band for input, estimate, guide and mask. Per pixel of
-    a strip of attention in torch: the window's logits, twice while they are stacked, and allocator slack; the compiled
-    form takes less.
+    of earlier blocks (it varies from run to run), and planes per band for input, estimate, guide and mask. In bfloat16
+    two rounded feature maps. In float64, for which there are no other convolutions, nine planes for each channel that
+    a convolution reads, those of residual blocks kept thrice. Per pixel of a strip of attention in torch: the window's
+    logits, twice while they are stacked, and allocator slack; the compiled form takes less.
     """
     from ..network.attention import STRIP_PIXELS
     from ..network.mixed import MULTIPLE
@@ -299,11 +386,15 @@ def block_memory(config: GINetConfig, height: int, width: int, precision: Precis
     if precision == "mixed":
         channels = -(-(config.n_features + 10) // MULTIPLE) * MULTIPLE
         return (4 * 2 * channels + 10 * 4 * len(config.bands)) * height * width + 2**26
+    height, width = worked_on(config, height, width, precision, device)
     strip = min(height * width, STRIP_PIXELS)
-    planes = (
-        10 * (config.n_features + 10) + 10 * len(config.bands)
-    ) * height * width + 5 * config.window_size**2 * strip
-    return planes * (8 if precision == "float64" else 4)
+    features = config.n_features + 10
+    planes = 10 * features + 10 * len(config.bands)
+    if precision == "bfloat16":
+        planes += 2 * features
+    if precision == "float64":
+        planes += 9 * (3 * features + sum(config.cluster_features))
+    return (planes * height * width + 5 * config.window_size**2 * strip) * (8 if precision == "float64" else 4)
 
 
 def threads_here() -> int:
@@ -340,6 +431,14 @@ def _where_it_is(path: str) -> str:
         return path
     uploaded = Path(worker.local_directory) / Path(path).name
     return str(uploaded) if uploaded.is_file() else path
+
+
+@lru_cache(maxsize=64)
+def _check_weights(path: str, sha256: str) -> None:
+    """Raise where the weights in a file cannot be used; they are read once for each hash."""
+    from ..network import load_checkpoint
+
+    load_checkpoint(path).network()
 
 
 @lru_cache(maxsize=4)

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..paths import expanded
+from .checkpoints import check_weights
 from .ginet import GINet, GINetConfig, kernel_size, prime_factors
 
 # Our names, as patterns, and the authors'. The clusters' perceptrons, which we hold side by side, are listed in
@@ -63,7 +64,8 @@ def from_authors(source: Mapping[str, Tensor] | str | Path, config: GINetConfig 
     Raises
     ------
     ValueError
-        If a tensor is missing, left over or of a wrong shape, or a pickle needs code to be read.
+        If a tensor is missing, left over, of a wrong shape, not of floating point numbers or not finite, or a pickle
+        needs code to be read.
     """
     state = dict(source) if isinstance(source, Mapping) else _read_state(Path(expanded(source)))
     try:
@@ -91,6 +93,7 @@ def _network(state: dict[str, Tensor], config: GINetConfig | None) -> GINet:
     ]
     if wrong:
         raise ValueError(f"the checkpoint does not fit: {'; '.join(wrong)}")
+    check_weights({key: state[key] for key in expected}, "the checkpoint")
     network = GINet(inferred)
     network.load_state_dict(
         {

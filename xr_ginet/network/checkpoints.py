@@ -48,7 +48,13 @@ class Checkpoint:
         return hashlib.sha256(self.path.read_bytes()).hexdigest()
 
     def network(self) -> GINet:
-        """Return the network with these weights, on the CPU, in evaluation mode."""
+        """Return the network with these weights, on the CPU, in evaluation mode.
+
+        Raises
+        ------
+        ValueError
+            If the file's tensors are not those of the configuration, no floating point numbers, or not finite.
+        """
         with torch.device("meta"):  # takes no memory
             network = GINet(self.config)
         needed = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
@@ -61,8 +67,22 @@ class Checkpoint:
                     f"needed is {needed.get(wrong[0])}, and {len(wrong) - 1} more differ"
                 )
             state = {name: file.get_tensor(name) for name in file.keys()}
+        check_weights(state, str(self.path))
         network.to_empty(device="cpu").load_state_dict(state)
         return network.eval().requires_grad_(False)
+
+
+def check_weights(state: Mapping[str, torch.Tensor], source: str) -> None:
+    """Raise where a tensor does not hold finite floating point numbers: the network would give NaN, or nonsense."""
+    for name, tensor in state.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"{source}: {name} is {tensor.dtype}; floating point weights are needed. Store it anew")
+        wrong = int((~torch.isfinite(tensor.to(torch.float32))).sum())
+        if wrong:
+            raise ValueError(
+                f"{source}: {wrong} of {tensor.numel()} numbers of {name} are NaN or infinite in float32. Did its "
+                "training diverge? Use other weights"
+            )
 
 
 def available_weights() -> list[str]:

@@ -159,11 +159,11 @@ def _secrets(url: str) -> set[str]:
     found = set()
     if user := _USER.search(url):
         name, _, password = user[0][3:-1].partition(":")
-        found |= {password or name}
+        found |= {f"{name}:{password}", password or name}
     _, query, rest = url.partition("?")
     if query:
         found.add(query + rest)
-        found |= {pair.partition("=")[2] for pair in re.split("[&;#]", rest)}
+        found |= {pair.partition("=")[2] for pattern in ("[&#]", "[&;#]") for pair in re.split(pattern, rest)}
     return {text for secret in found for text in (secret, unquote(secret)) if len(text) >= 4}
 
 

@@ -161,6 +161,10 @@ def read_item(
     """
     try:
         return _read(item, bands, offset, look, remote_only, sign)
+    except ValueError as error:
+        if str(error).startswith("item "):
+            raise
+        named, problem = item.get("id"), failure(error)
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError) as error:
         named = item.get("id") if isinstance(item, Mapping) else item
         problem = failure(error)

@@ -140,7 +140,7 @@ def _limited_io(url: str) -> Any:
                 problem, status = failure(error, url, href), getattr(error, "status_code", None)
             raise _api_error(f"{public_url(href)}: {problem}", status)
 
-    return LimitedIO()
+    return LimitedIO(max_retries=None)  # which requests would make unseen, beside ours
 
 
 def _answer(session: Any, prepared: Any, options: dict[str, Any]) -> str:

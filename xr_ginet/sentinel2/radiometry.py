@@ -113,7 +113,9 @@ class Encoding:
         zero = -self.add_offset / self.scale_factor
         if abs(zero - round(zero)) < 1e-6:  # then both roundings but one are spared
             zero = round(zero)
-        values: NDArray = (numbers.astype(dtype) - np.asarray(zero, dtype)) * np.asarray(self.scale_factor, dtype)
+        values: NDArray = numbers.astype(dtype)
+        values -= zero  # in its own dtype
+        values *= self.scale_factor
         missing = numbers == SATURATED
         if self.nodata is not None:
             missing |= numbers == self.nodata
@@ -131,8 +133,11 @@ class Encoding:
             If a value is missing, and no number stands for that.
         """
         dtype = np.dtype(self.dtype)
-        wide: Any = np.float32 if values.dtype.itemsize <= 4 and self._fits_float32 else np.float64
-        exact = (values.astype(wide) - wide(self.add_offset)) / wide(self.scale_factor)
+        wide = np.float32 if values.dtype.itemsize <= 4 and self._fits_float32 else np.float64
+        with np.errstate(over="ignore"):  # what is beyond any number is infinite, and so missing
+            exact: NDArray = values.astype(wide)
+            exact -= self.add_offset
+            exact /= self.scale_factor
         missing = ~np.isfinite(exact)
         if missing.any() and not self._has_fill:
             raise ValueError(f"a value is missing, and no number of {dtype} stands for that. Type dtype='float32'")
@@ -325,7 +330,7 @@ BRIGHTEST, DARKEST = 3.0, -0.5
 """Medians of a block's reflectance between which scenes lie: clouds and snow reach 1.5, and glint is not everywhere."""
 IMPOSSIBLE = 100.0
 """What no pixel reflects: percent are below, digital numbers above."""
-OFFSET_TWICE, SCALED_TWICE = -0.02, 5e-4
+OFFSET_TWICE, SCALED_TWICE = -0.01, 5e-4
 """Medians below which a band was probably shifted twice, or all bands of a block were scaled twice."""
 ENOUGH = 64
 """Valid pixels whose median says something of a scene."""

@@ -195,7 +195,7 @@ class PatientReader(AutoParallelRioReader):
                 file = open_alone(gdal_path(self._whole), self.asset.drivers)
             except RasterioError as error:
                 problem = f"Error opening {self.asset.href}, of {self.asset.about}: {failure(error, self._whole)}"
-                problem += f". Is it there, and {' or '.join(self.asset.drivers)} as its item says?"
+                problem = f"{problem.rstrip('.')}. Is it there, and {' or '.join(self.asset.drivers)} as its item says?"
                 raise RuntimeError(problem) from None
             except ValueError as error:
                 raise ValueError(f"{about} {error}") from None
@@ -275,7 +275,9 @@ class Image:
                 self._opened.file = open_alone(self.path, self.drivers)
             return self._opened.file
         except (RasterioError, ValueError) as error:
-            problem = failure(error) if isinstance(error, RasterioError) else str(error)
+            problem = str(error)
+            if isinstance(error, RasterioError):
+                problem = f"cannot be opened: {failure(error).rstrip('.')}. It may be damaged: get the product again"
         raise ValueError(f"{self.about} {problem}")
 
     def __getstate__(self) -> dict[str, Any]:

@@ -327,8 +327,10 @@ def _image(product: Product, name: str, resolution: int) -> Any:
     about = f"{product.name}: {path.removeprefix('/vsizip/')}"
     image = Image(path, about, IMAGES)
     dtype = "uint8" if name == SCL else "uint16"
-    if image.crs is None:
-        raise ValueError(f"{about} has no CRS, by which to place its pixels. It may be damaged: get the product again")
+    if image.crs is None or image.crs.to_epsg() is None:
+        raise ValueError(
+            f"{about} has no CRS with an EPSG code, to place its pixels by. It may be damaged: get the product again"
+        )
     if image.dtype != dtype or (image.grid.dx, -image.grid.dy) != (resolution, resolution):
         raise ValueError(
             f"{about} holds {image.dtype} in pixels of {image.grid.dx:g} by {-image.grid.dy:g}; {dtype} in pixels of "

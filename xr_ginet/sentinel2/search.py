@@ -193,7 +193,7 @@ def _pages(search: Any) -> Iterator[dict[str, Any]]:
             return
         empty = 0 if page["features"] else empty + 1
         request = json.dumps(following, sort_keys=True, default=str)
-        if request in asked or empty > EMPTY_PAGES:
+        if empty and (request in asked or empty > EMPTY_PAGES):  # that items repeat is seen by themselves
             raise ValueError(
                 f"the pages of {public_url(search.url)} repeat: one leads back to a page that was there already, or "
                 f"{EMPTY_PAGES} in a row were empty. Type max_items=, or search a smaller area or time"

@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import logging
 import math
+import pickle
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,9 +31,11 @@ from torch.utils.data import DataLoader, IterableDataset
 try:
     import lightning.pytorch as pl
     from lightning.fabric.utilities.warnings import PossibleUserWarning
+    from lightning.pytorch.plugins.io import TorchCheckpointIO
 except ImportError as error:
     raise ImportError("training needs Lightning: pip install 'xr-ginet[train]'") from error
 
+from ..folders import whole_file
 from ..network import Checkpoint, GINet, load_checkpoint, save_checkpoint
 from ..paths import expanded
 from ..sentinel2.provenance import ITEMS, of_all
@@ -281,6 +284,7 @@ def fit(
             precision=options.precision,
             logger=_logger(folder, options.log) if folder else False,
             callbacks=[_saver(folder, options.save_every)] if folder else [],
+            plugins=[_StateFile()] if folder else [],
             enable_checkpointing=folder is not None,
             enable_progress_bar=progress,
             enable_model_summary=False,
@@ -302,6 +306,23 @@ def fit(
 
 def _distributed() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+class _StateFile(TorchCheckpointIO):
+    """State in one file, the one before or the new one at every moment, wherever temporary files lie."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with whole_file(Path(path)) as part:
+            torch.save(checkpoint, part)
+
+    def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
+        try:
+            return super().load_checkpoint(path, *arguments, **options)
+        except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ValueError(
+                f"{path} is no state that a run can go on with ({error}). Delete it, and the run starts again"
+            ) from error
 
 
 def _saver(folder: Path, every: int) -> pl.Callback:
