@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -190,6 +192,7 @@ def test_an_interrupted_run_ends_at_the_same_bits(tmp_path, monkeypatch: pytest.
 TWO_PROCESSES = """
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from test_fit import simulated_cube
@@ -256,6 +259,25 @@ def test_a_run_with_other_options_is_not_gone_on_with(tmp_path) -> None:
         else:
             with pytest.raises(ValueError, match=match):
                 fit(network, patches, fitting, folder=tmp_path)
+
+
+OTHERWISE = {"precision": "bf16-mixed", "accelerator": "gpu", "log": "tensorboard", "threads": 7}
+
+
+@pytest.mark.parametrize("name", [field.name for field in dataclasses.fields(FitOptions)])
+def test_every_option_but_the_threads_must_be_that_of_the_run_that_is_gone_on_with(name: str) -> None:
+    before = FitOptions()
+    value = getattr(before, name)
+    other = OTHERWISE.get(name, not value if isinstance(value, bool) else value / 2 if isinstance(value, float) else 9)
+    now = dataclasses.replace(before, **{name: other})
+    network = GINet(GINetConfig(n_features=4, n_stages=1))
+    saved: dict[str, Any] = {}
+    Fitting(network, before).on_save_checkpoint(saved)
+    if name == "threads":
+        Fitting(network, now).on_load_checkpoint(saved)
+        return
+    with pytest.raises(ValueError, match=rf"the run to go on with had {{'{name}': .*}}, and {{'{name}': .*}} is asked"):
+        Fitting(network, now).on_load_checkpoint(saved)
 
 
 def test_mixed_precision_learns_too() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import logging
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,8 +35,8 @@ from typer.testing import CliRunner
 
 import xr_ginet
 from xr_ginet.cli import app
-from xr_ginet.growing import Outcome
-from xr_ginet.jobs import Job, run
+from xr_ginet.growing import Outcome, PartialFailure
+from xr_ginet.jobs import AreaReport, Job, Report, _save, run
 from xr_ginet.mapping import predictor
 from xr_ginet.mapping.predictor import Predictor, threads_here
 from xr_ginet.network import Checkpoint
@@ -238,6 +240,143 @@ def test_a_job_makes_overviews_of_what_is_complete(folder: Path) -> None:
     assert xr_ginet.status(pyramid / "20m").values.tolist() == [True] * 3
     layout = xr.open_datatree(pyramid, engine="zarr").attrs["multiscales"]["layout"]
     assert [entry["asset"] for entry in layout] == ["10m", "20m"]
+
+
+def write_job(folder: Path, text: str = "", **keys: str) -> Job:
+    """Write and read a job of two areas whose catalogue nobody asks."""
+    told = {"catalog": "https://stac.example/v1", "store": "cubes/{area}.zarr", "report": "report.json"} | keys
+    areas = "".join(f'[[area]]\nname = "{name}"\nbbox = [0.0, 0.0, 1.0, 1.0]\n' for name in ("north", "south"))
+    lines = "".join(f'{key} = "{value}"\n' for key, value in told.items())
+    (folder / "quiet.toml").write_text(lines + text + areas, encoding="utf-8")
+    return Job.from_toml(folder / "quiet.toml")
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
+        (SystemExit(3), "SystemExit: 3"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left"),
+    ],
+)
+@pytest.mark.parametrize("written", [0, 1])
+def test_a_job_that_has_ended_leaves_no_report_that_says_it_runs(
+    error: BaseException, shown: str, written: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whiles: list[str] = []
+
+    def end(job: Job, area: Any, told: Callable[[Outcome], None]) -> None:
+        whiles.append(read_report(tmp_path)["state"])
+        for _ in range(written):
+            told(Outcome("2024-06-11", "written", 1.0))
+        raise error
+
+    monkeypatch.setattr("xr_ginet.jobs._write_area", end)
+    with pytest.raises(type(error)):
+        run(write_job(tmp_path))
+    report = read_report(tmp_path)
+    assert whiles == ["running"]
+    assert report["state"] == ("partial" if written else "failed")
+    assert [area["state"] for area in report["areas"]] == ["partial" if written else "failed", "failed"]
+    assert shown in report["areas"][0]["error"]
+    assert "not begun: the job was ended by" in report["areas"][1]["error"]
+    assert [path.name for path in tmp_path.iterdir() if "report" in path.name] == ["report.json"]
+
+
+def test_a_cluster_that_cannot_be_had_leaves_no_report_that_says_it_runs(tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text('{"state": "running"}')  # of a job that was killed
+    job = replace(write_job(tmp_path), cluster={"class": "dask_jobqueue.NoSuchCluster"})
+    with pytest.raises(ImportError):
+        run(job)
+    assert read_report(tmp_path)["state"] == "failed"
+
+
+def test_reports_of_two_jobs_do_not_meet_while_they_are_saved(tmp_path: Path) -> None:
+    """Each save goes by way of a file of its own, and what is read meanwhile is whole."""
+    job = write_job(tmp_path)
+    reports = [Report(f"{n}", [AreaReport(f"{n}" * 4000, "store") for _ in range(n)]) for n in (3, 30)]
+    beside: set[str] = set()
+    replaced = Path.replace
+
+    def spied(path: Path, target: Path) -> Path:
+        beside.add(path.name)
+        return replaced(path, target)
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(4) as pool:
+        patch.setattr(Path, "replace", spied)
+        jobs_ = [pool.submit(_save, job, report) for report in reports * 20]
+        while not all(saved.done() for saved in jobs_):
+            if (tmp_path / "report.json").exists():
+                assert len(read_report(tmp_path)["areas"]) in (3, 30)
+        for saved in jobs_:
+            saved.result()
+    assert len(beside) == 40
+    assert {path.name for path in tmp_path.iterdir()} == {"quiet.toml", "report.json"}
+
+
+def test_secrets_are_in_no_report_log_or_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    address = "s3://me:hidden@bucket.example/{area}.zarr?key=hidden"
+
+    def fail(job: Job, area: Any, told: Callable[[Outcome], None]) -> None:
+        if area.name == "north":
+            raise RuntimeError("https://me:hidden@blobs.example/B11.tif?sig=hidden is gone")
+        told(Outcome("2024-06-11", "failed", 1.0, "x"))
+        raise PartialFailure(job.store_of(area), [Outcome("2024-06-11", "failed", 1.0, "x")])
+
+    monkeypatch.setattr("xr_ginet.jobs._write_area", fail)
+    with caplog.at_level(logging.DEBUG, "xr_ginet"):
+        report = run(write_job(tmp_path, store=address))
+    failure = PartialFailure(address, [Outcome("2024-06-11", "failed", 1.0, "x")])
+    told = report.to_json() + caplog.text + str(failure) + failure.target + (tmp_path / "report.json").read_text()
+    assert "hidden" not in told
+    assert "bucket.example" in report.areas[0].store
+    assert "blobs.example/B11.tif is gone" in report.areas[0].error
+    assert [area.state for area in report.areas] == ["failed", "failed"]
+
+
+@pytest.mark.parametrize("name", ["..", ".", "", " ", "a/b", "/a", "a\\\\b", "a\\u0000b", "a\\nb", "...", "../a"])
+def test_an_area_whose_name_is_no_name_of_a_folder_is_refused(name: str, tmp_path: Path) -> None:
+    job = 'catalog = "https://stac.example/v1"\nstore = "cubes/{area}.zarr"\n'
+    (tmp_path / "job.toml").write_text(job + f'[[area]]\nname = "{name}"\nbbox = [0.0, 0.0, 1.0, 1.0]\n')
+    with pytest.raises(ValueError, match="each needs a name of its own, without slashes, and not of dots"):
+        Job.from_toml(tmp_path / "job.toml")
+
+
+def test_job_files_are_read_as_utf_8_whatever_the_locale(tmp_path: Path) -> None:
+    write_job(tmp_path, store="Grünland/{area}.zarr")
+    code = f"from xr_ginet.jobs import Job; print(ascii(Job.from_toml({str(tmp_path / 'quiet.toml')!r}).store))"
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "Gr\\xfcnland" in told.stdout
+
+
+def test_a_job_goes_on_with_what_its_store_was_made_with_and_its_plan_says_so(folder: Path) -> None:
+    path = folder / "job.toml"
+    path.write_text(path.read_text().rpartition("[[area]]")[0].replace("2024-06", "2024-06-01/2024-06-12"))
+    named = path.read_text().replace("[superresolve]", '[superresolve]\nprecision = "bfloat16"\ndepth = 10')
+    path.write_text(named.replace(named.split("weights = ")[1].split("\n")[0], '"ginet-xs"'))
+    assert run(Job.from_toml(path)).state == "complete"
+    left = "\n".join(
+        line for line in path.read_text().splitlines() if not line.startswith(("precision", "depth", "weig"))
+    )
+    path.write_text(left.replace("2024-06-12", "2024-06-17"))
+    planned = CliRunner().invoke(app, ["submit", str(path), "--dry-run"], catch_exceptions=False)
+    assert planned.exit_code == 0, planned.output
+    assert "device   cpu, precision bfloat16" in planned.output
+    assert "weights  ginet-xs" in planned.output
+    assert "depth 10 pixels" in planned.output
+    assert "which exists; not written: dry run" in planned.output
+    report = run(Job.from_toml(path))
+    assert [outcome.state for outcome in report.areas[0].dates] == ["kept", "written"]
+    described = CliRunner().invoke(app, ["info", str(folder / "cubes" / "west.zarr")], catch_exceptions=False)
+    dates = json.loads(described.output)["dates"]
+    assert [(date["complete"], date["items"]) for date in dates] == [(True, "june_11"), (True, "june_16")]
 
 
 def slurm_answers() -> bool:

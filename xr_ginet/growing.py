@@ -354,7 +354,7 @@ def _not_inserted(place: Place, time: np.datetime64, last: np.datetime64) -> Out
         "dates are not inserted. Make the cube anew with mode='w' (in the shell: --overwrite), or name another store "
         "for them"
     )
-    return Outcome(np.datetime_as_string(time, "s"), "failed", 0.0, error)
+    return Outcome(str(np.datetime_as_string(time, "s")), "failed", 0.0, error)
 
 
 def _joined(before: Mapping[str, Any], now: Mapping[Any, Any]) -> dict[str, Any]:
