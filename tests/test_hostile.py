@@ -427,3 +427,47 @@ def test_a_zarr_store_that_is_damaged_is_named(tmp_path: Path) -> None:
     (tmp_path / "c.zarr" / "B02" / "zarr.json").write_text("{")
     with pytest.raises(ValueError, match=r"c.zarr cannot be opened as a cube in Zarr \(.*\). Is it whole\?"):
         arrays.open_cube(str(tmp_path / "c.zarr"))
+
+
+# -- what users type
+# ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("datetime", ["06/2024", "June", "2024-13", "2024-06-01/2024-06-30/2024-07-01", "../..", ""])
+def test_a_date_that_is_none_is_named(item: dict, datetime: str) -> None:
+    with api(lambda url, path, number: (400, {}, b"bad datetime")) as (url, _):
+        with pytest.raises(
+            (ValueError, APIError), match=r"datetime is a date or a range, such as 2024-06|bad datetime"
+        ):
+            opened(url, datetime=datetime)
+
+
+def test_an_area_may_be_text_or_a_feature(item: dict) -> None:
+    west, south, east, north = item["bbox"]
+    ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
+    geometry = {"type": "Polygon", "coordinates": [ring]}
+    expected = xr_ginet.open_stac([item], bands=["B02"], intersects=geometry)
+    for area in (json.dumps(geometry), {"type": "Feature", "geometry": geometry, "properties": {}}):
+        xr.testing.assert_identical(xr_ginet.open_stac([item], bands=["B02"], intersects=area), expected)
+
+
+@pytest.mark.parametrize(
+    ("area", "match"),
+    [
+        (
+            {"type": "Point", "coordinates": [2.0, 44.0]},
+            r"a Point without an extent.*bbox=\(1.9900, 43.9900, 2.0100, 44.01",
+        ),
+        ({"type": "LineString", "coordinates": [[2.0, 44.0], [2.0, 45.0]]}, "a LineString without an extent"),
+        ("here", "intersects='here' is no GeoJSON geometry"),
+        ("[1, 2]", "is no GeoJSON geometry"),
+        ({}, "is no GeoJSON geometry"),
+        ({"type": "Feature", "geometry": None}, "is no GeoJSON geometry"),
+        ({"type": "Polygon", "coordinates": "x"}, "whose coordinates cannot be read"),
+        ({"type": "Polygon", "coordinates": []}, "whose coordinates cannot be read|its coordinates must be degrees"),
+        ({"type": "Polygon", "coordinates": [[[6e5, 4.9e6], [7e5, 4.9e6], [7e5, 5e6]]]}, "coordinates must be degrees"),
+    ],
+)
+def test_an_area_that_is_none_is_named(item: dict, area: Any, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        xr_ginet.open_stac([item], bands=["B02"], intersects=area)

@@ -10,16 +10,17 @@ from __future__ import annotations
 import json
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import xarray as xr
 
-from .addresses import failure, public_url
+from .addresses import public_url
 from .bands import BANDS_10M, BANDS_20M, LAYERS, SCL, resolution_of
 from .grids import Grid, read_crs, transform_bounds
 from .items import BandAsset, Scene, read_item, solar_day
@@ -407,16 +408,14 @@ def _geometry(intersects: Any) -> dict[str, Any]:
 
 def _geometry_bounds(geometry: Mapping[str, Any]) -> tuple[float, float, float, float]:
     """Return west, south, east and north of a geometry, which must cover some ground."""
-    from rasterio.features import bounds
-
     kind = geometry["type"]
-    try:
-        west, south, east, north = (float(value) for value in bounds(geometry))
-    except Exception as error:  # whatever rasterio meets in coordinates that are none
+    positions = list(_positions(geometry))  # rasterio.features.bounds ends the process on coordinates that are text
+    if not positions or not all(map(np.isfinite, chain(*positions))):
         raise ValueError(
-            f"intersects is a {kind} whose coordinates cannot be read ({failure(error)}). They must be as GeoJSON has "
-            "them: numbers, longitude before latitude, in degrees"
-        ) from None
+            f"intersects is a {kind} whose coordinates cannot be read. They must be as GeoJSON has them: numbers, "
+            "longitude before latitude, in degrees"
+        )
+    (west, south), (east, north) = (tuple(map(edge, zip(*positions, strict=True))) for edge in (min, max))
     if not (-180 <= west <= east <= 180 and -90 <= south <= north <= 90):
         raise ValueError(
             f"intersects spans {west:g} to {east:g} and {south:g} to {north:g}: its coordinates must be degrees, "
@@ -429,3 +428,16 @@ def _geometry_bounds(geometry: Mapping[str, Any]) -> tuple[float, float, float, 
             f"around it, such as bbox=({box}), or a Polygon"
         )
     return west, south, east, north
+
+
+def _positions(value: Any, depth: int = 0) -> Iterator[tuple[float, float]]:
+    """Yield the positions of a geometry or of nested coordinates; NaN for what is none."""
+    if isinstance(value, Mapping):
+        yield from _positions(value.get("geometries", value.get("coordinates")), depth + 1)
+    elif not isinstance(value, list) or depth > 10:
+        yield (np.nan, np.nan)
+    elif len(value) >= 2 and all(isinstance(number, int | float) for number in value):
+        yield (float(value[0]), float(value[1]))
+    else:
+        for part in value:
+            yield from _positions(part, depth + 1)
