@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
@@ -521,16 +521,3 @@ def _geometry_bounds(geometry: Mapping[str, Any]) -> Box:
             f"around it, such as bbox=({box}), or a Polygon"
         )
     return west, south, east, north
-
-
-def _positions(value: Any, depth: int = 0) -> Iterator[tuple[float, float]]:
-    """Yield the positions of a geometry or of nested coordinates; NaN for what is none."""
-    if isinstance(value, Mapping):
-        yield from _positions(value.get("geometries", value.get("coordinates")), depth + 1)
-    elif not isinstance(value, list) or depth > 10:
-        yield (np.nan, np.nan)
-    elif len(value) >= 2 and all(isinstance(number, int | float) for number in value):
-        yield (float(value[0]), float(value[1]))
-    else:
-        for part in value:
-            yield from _positions(part, depth + 1)
