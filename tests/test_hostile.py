@@ -26,6 +26,7 @@ from xr_ginet.jobs import Job, run
 from xr_ginet.sentinel2 import arrays, patience, search
 from xr_ginet.sentinel2.addresses import Address
 from xr_ginet.sentinel2.items import read_item
+from xr_ginet.sentinel2.provenance import of_all
 from xr_ginet.sentinel2.reader import look
 from xr_ginet.simulation import simulate
 
@@ -103,7 +104,7 @@ def of(item: dict[str, Any], day: int) -> dict[str, Any]:
 
 
 def opened(url: str, **options: Any) -> list[str]:
-    return xr_ginet.open_stac(url, bands=["B02"], local_files=True, **options).attrs["source_items"]
+    return of_all(xr_ginet.open_stac(url, bands=["B02"], local_files=True, **options))["source_items"]
 
 
 def test_items_behind_empty_pages_are_found(item: dict) -> None:
