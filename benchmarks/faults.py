@@ -2,10 +2,10 @@
 
     python benchmarks/faults.py
 
-Writes ``benchmarks/faults.md``; ``--part`` writes one of its two tables anew. A simulated season of four dates is served
-over HTTP by a server that fails as told, and super-resolved into a Zarr store. After each fault the store must open, its
-complete dates equal those of a job that met no fault, to the bit, and the next call must complete it. Then tiny jobs are
-killed before each of their changes of a store: see `kills`.
+Writes ``benchmarks/faults.md``; ``--part`` writes one of its two tables anew. A simulated season of four dates is
+served over HTTP by a server that fails as told, and super-resolved into a Zarr store. After each fault the store must
+open, its complete dates equal those of a job that met no fault, to the bit, and the next call must complete it. Then
+tiny jobs are killed before each of their changes of a store: see `kills`.
 """
 
 from __future__ import annotations
