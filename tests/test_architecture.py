@@ -24,7 +24,7 @@ PACKAGE = Path(xr_ginet.__file__).parent
 # Room: what its modules may import at their top. Inside functions: anything but accessor and cli.
 STANDARD = {"numpy", "xarray"}
 MAY_IMPORT = {
-    "sentinel2": STANDARD | {"stackstac", "tenacity", "sentinel2"},
+    "sentinel2": STANDARD | {"rasterio", "stackstac", "tenacity", "sentinel2"},
     "network": {"numba", "numpy", "torch", "triton", "safetensors", "network"},
     "mapping": STANDARD | {"scipy", "dask", "sentinel2", "mapping", "training", "__init__"},
     "evaluation": STANDARD | {"dask", "mapping", "sentinel2", "training"},
@@ -49,6 +49,7 @@ NEVER_LOADED = {
     "rasterio",
     "rioxarray",
     "pystac_client",
+    "rasterio",
     "stackstac",
     "distributed",
     "matplotlib",
