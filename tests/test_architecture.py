@@ -49,7 +49,6 @@ NEVER_LOADED = {
     "rasterio",
     "rioxarray",
     "pystac_client",
-    "rasterio",
     "stackstac",
     "distributed",
     "matplotlib",
