@@ -375,16 +375,26 @@ def test_interpolated_bands_raise_at_once_in_memory_and_when_computed_if_lazy() 
         lazy = xr_ginet.to_native(interpolated.chunk({"y": 4}))
     with pytest.raises(ValueError, match=r"B12 holds .* interpolated to 10 m, or masked there"):
         lazy["B12"].compute()
-    one_off = cube.copy(deep=True)
-    one_off["B11"][-1, -1] += 1e-12
-    with pytest.raises(ValueError, match="B11 holds"):
-        xr_ginet.to_native(one_off)
+    for row, column in ((-2, -1), (-1, -2), (-1, -1)):  # each pixel beside the one that is kept
+        one_off = cube.copy(deep=True)
+        one_off["B11"][row, column] += 1e-12
+        with pytest.raises(ValueError, match="B11 holds"):
+            xr_ginet.to_native(one_off)
     one_off["B11"][-1, -1] = np.nan
     with pytest.raises(ValueError, match=r"B11 holds .* and nan within one 20 m pixel"):
         xr_ginet.to_native(one_off)
     moved = cube.assign_coords(x=cube["x"] + 10)  # the wrong phase: coordinates that are not the pixels'
     with pytest.warns(UserWarning, match="cuts"), pytest.raises(ValueError, match="B05 holds"):
         xr_ginet.to_native(moved)
+
+
+def test_the_least_digital_number_of_a_repeated_cube_is_no_missing_pixel() -> None:
+    numbers = repeated(two_grids((4, 4))).map(lambda band: xr.ones_like(band, dtype="uint16"))
+    numbers["B05"][:2, :2] = 0
+    native = xr_ginet.to_native(numbers.rio.write_crs(32630).chunk(y=3), scale=1e-4)
+    assert np.isnan(native["B05"].values).sum() == 1
+    assert float(native["B05"].max()) == float(native["B02"].min()) == np.float32(1e-4)
+    assert all(type(size) is int for sizes in native["B05"].chunks for size in sizes)
 
 
 def test_digital_numbers_of_a_repeated_cube_are_scaled_once() -> None:
