@@ -2,9 +2,10 @@
 
     python benchmarks/faults.py
 
-Writes ``benchmarks/faults.md``. A simulated season of four dates is served over HTTP by a server that fails as told,
-and super-resolved into a Zarr store. After each fault the store must open, its complete dates equal those of a job that
-met no fault, to the bit, and the next call must complete it.
+Writes ``benchmarks/faults.md``; ``--part`` writes one of its two tables anew. A simulated season of four dates is
+served over HTTP by a server that fails as told, and super-resolved into a Zarr store. After each fault the store must
+open, its complete dates must equal those of a job that met no fault, to the bit, and the next call must complete it.
+Then tiny jobs are killed before each of their changes of a store: see `kills`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import kills
 import numpy as np
 import xarray as xr
 from distributed import Client, LocalCluster
@@ -205,6 +207,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", type=int, default=512, help="pixels of the scene at 10 m")
     parser.add_argument("--moments", type=int, default=20, help="at which a job is killed")
+    parser.add_argument("--part", choices=("faults", "kills"), help="write one of the tables anew")
+    parser.add_argument("--step", type=int, default=1, help="kill before every so manieth change of a store")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("faults.md"))
     options = parser.parse_args(arguments)
     os.environ["GDAL_HTTP_LOW_SPEED_TIME"] = "2"  # of 20 s, so that a server that hangs is not waited for so long
@@ -217,20 +221,43 @@ def main(arguments: list[str] | None = None) -> None:
         "right to the bit",
         "complete after the second call",
     ]
+    parts = options.out.read_text().split(KILLS) if options.out.exists() else ["", ""]
     with TemporaryDirectory() as folder:
-        found = list(rows(Path(folder), options.side, options.moments))
+        if options.part != "kills":
+            parts[0] = _faults(table(header, list(rows(Path(folder), options.side, options.moments))), options.side)
+        if options.part != "faults":
+            parts[1:] = [_kills(list(kills.rows(Path(folder), options.step)), options.step)]
+    options.out.write_text(parts[0] + KILLS + "".join(parts[1:]))
+    print(options.out.read_text())
+
+
+KILLS = "## Kills\n"
+
+
+def _faults(found: str, side: int) -> str:
     parts = [
         "# Faults",
-        f"`python benchmarks/faults.py`: four dates of {options.side} × {options.side} pixels over HTTP into a Zarr "
+        f"`python benchmarks/faults.py`: four dates of {side} × {side} pixels over HTTP into a Zarr "
         "store with `to_zarr(resume=True)`. A date counts as complete when its pixels have the checksum that was "
         "recorded, and as right when it equals, bit for bit, that of a job without faults. Pauses between attempts are "
         "a fifth of the default, and a server counts as hanging after 2 s in place of 20.",
-        table(header, found),
+        found,
         "Catalogues that fail, Icechunk, S3 servers that drop requests, and two jobs on one store: "
-        "`tests/test_faults.py`, `tests/test_object_stores.py`, `tests/test_growing.py`.",
+        "`tests/test_faults.py`, `tests/test_object_stores.py`, `tests/test_guards.py`.",
     ]
-    options.out.write_text("\n\n".join(parts) + "\n")
-    print(options.out.read_text())
+    return "\n\n".join(parts) + "\n\n"
+
+
+def _kills(found: list[list[str]], step: int) -> str:
+    header = ["operation", "store", "kills", "unreadable then", "parts of dates seen", "not completed by the same call"]
+    which = "each change" if step == 1 else f"every {step}th change"
+    told = (
+        f"`python benchmarks/faults.py --part kills`: jobs on cubes of 4 × 4 pixels are killed before {which} that "
+        "they make to a store (writes, deletions, renames, commits). Then a reader opens it, and must find whole dates "
+        "only, the old ones or the new ones, or no cube where there was none; then the job is run again, and must end "
+        "with the content of one that was not disturbed."
+    )
+    return f"\n{told}\n\n{table(header, found)}\n"
 
 
 if __name__ == "__main__":

@@ -20,7 +20,9 @@ import dask.array as da
 import icechunk
 import numpy as np
 import obstore
+import rasterio
 import rioxarray  # noqa: F401 - registers .rio
+import torch
 import xarray as xr
 import zarr.storage
 import zarr.storage._local
@@ -29,6 +31,7 @@ from zarr.storage import LocalStore, MemoryStore, WrapperStore
 import xr_ginet
 from xr_ginet import folders
 from xr_ginet.documents import at, get, keys, put
+from xr_ginet.overviews import halved
 
 
 class Killed(BaseException):
@@ -95,11 +98,19 @@ def mortal_folders(fate: Fate) -> Iterator[None]:
         fate.strikes()
         Path(folder).rmdir()
 
+    def half(content: Any, file: Any) -> None:
+        file.write(b"half of it")
+        fate.strikes()
+        file.seek(0)
+        save(content, file)
+
+    save = torch.save
     names = ((zarr.storage._local, "_put"), (folders, "_swapped"), (LocalStore, "delete"))
     with ExitStack() as stack:
         for owner, name in (*names, *((Path, name) for name in ("rename", "replace", "unlink"))):
             stack.enter_context(patch.object(owner, name, fate.before(getattr(owner, name))))
         stack.enter_context(patch.object(folders.shutil, "rmtree", emptied))
+        stack.enter_context(patch.object(torch, "save", half))
         yield
 
 
@@ -135,7 +146,7 @@ class Folder:
         target = self.root / uuid4().hex / "cube.zarr"
         target.parent.mkdir()
         if like is not None:
-            shutil.copytree(like, target)
+            (shutil.copytree if like.is_dir() else shutil.copy)(like, target)
         return target
 
     def mortal(self, fate: Fate) -> Any:
@@ -145,7 +156,8 @@ class Folder:
         return xr.open_zarr(target)
 
     def content(self, target: Any) -> dict[str, bytes]:
-        files = [path for path in target.parent.rglob("*") if path.is_file()]
+        # The lock of a job that was killed when it freed it stays until the next job that writes there.
+        files = [path for path in target.parent.rglob("*") if path.is_file() and path.suffix != ".lock"]
         return {str(path.relative_to(target.parent)): path.read_bytes() for path in files}
 
 
@@ -214,6 +226,8 @@ class Operation:
     fine: Callable[[xr.Dataset | None], bool]
     """Whether what a reader finds, or None for no cube, is whole."""
     recorded: bool = True
+    read: Callable[[Any], Any] | None = None
+    """How a reader opens what was made, if it is no cube; such things are made in folders alone."""
 
 
 def _holds(stored: xr.Dataset, *wholes: xr.Dataset) -> list[bool]:
@@ -275,6 +289,100 @@ OPERATIONS = [
 ]
 
 
+def _pyramid(target: Path) -> tuple[xr.DataTree | None, xr.Dataset]:
+    """Return what readers see of a pyramid: the tree, if the group is described, and its finest member."""
+    described = (target / "zarr.json").exists()
+    return xr.open_datatree(target, engine="zarr").load() if described else None, xr.open_zarr(target / "10m").load()
+
+
+def _levels_are_whole(found: tuple[xr.DataTree | None, xr.Dataset]) -> bool:
+    tree, finest = found
+    if tree is None:
+        return True
+    coarser = halved(finest)
+    return set(tree.children) <= {"10m", "20m"} and all(
+        np.array_equal(tree["20m"]["B05"][i], coarser["B05"][i]) for i in range(tree["20m"].sizes["time"])
+    )
+
+
+def _grown(target: Path) -> None:
+    cube(2).ginet.to_zarr(target / "10m", mode="a")
+    xr_ginet.build_overviews(target / "10m", levels=1)
+    cube(3).ginet.to_zarr(target / "10m", mode="a", resume=True)
+
+
+def _images(seed: int, target: Path) -> None:
+    cube(1, seed=seed).drop_vars("source").ginet.to_cog(target, overwrite=True)
+
+
+def _pixels(target: Path) -> list[float]:
+    """Return the mean of each image: a file that is not whole cannot be read."""
+    means = []
+    for path in sorted(target.glob("[!.]*.tif")):
+        with rasterio.open(path) as file:
+            means.append(round(float(file.read(1).mean()) * 1e-4 - 0.1, 3))
+    return means
+
+
+def _state(number: int, target: Path) -> None:
+    from xr_ginet.training.fit import _StateFile
+
+    _StateFile().save_checkpoint({"state": torch.full((1000,), float(number))}, target)
+
+
+BESIDE = [
+    Operation(
+        "overviews",
+        lambda target, version: cube(2).ginet.to_zarr(target / "10m", mode="a"),
+        lambda target, version: xr_ginet.build_overviews(target / "10m", levels=1),
+        _levels_are_whole,
+        recorded=False,
+        read=_pyramid,
+    ),
+    Operation(
+        "overviews of an appended date",
+        lambda target, version: _grown(target),
+        lambda target, version: xr_ginet.build_overviews(target / "10m", levels=1),
+        _levels_are_whole,
+        recorded=False,
+        read=_pyramid,
+    ),
+    Operation(
+        "overviews of a plain cube, again",
+        lambda target, version: [
+            cube(2).ginet.to_zarr(target / "10m"),
+            xr_ginet.build_overviews(target / "10m", levels=1),
+        ],
+        lambda target, version: xr_ginet.build_overviews(target / "10m", levels=1),
+        _levels_are_whole,
+        recorded=False,
+        read=_pyramid,
+    ),
+    Operation(
+        "COG",
+        lambda target, version: _images(0, target),
+        lambda target, version: _images(1, target),
+        lambda found: (
+            len(found) == 2
+            and all(
+                any(abs(mean - float(cube(1, seed=seed)[band].mean())) < 0.001 for seed in (0, 1))
+                for mean, band in zip(found, ("B02", "B05"), strict=True)
+            )
+        ),
+        recorded=False,
+        read=_pixels,
+    ),
+    Operation(
+        "training state",
+        lambda target, version: _state(1, target),
+        lambda target, version: _state(2, target),
+        lambda found: found in (1, 2),
+        recorded=False,
+        read=lambda target: float(torch.load(target, weights_only=True)["state"].mean()),
+    ),
+]
+
+
 def places(root: Path) -> dict[str, Folder]:
     """Return the kinds of stores, by name."""
     return {
@@ -290,6 +398,8 @@ def places(root: Path) -> dict[str, Folder]:
 
 def possible(operation: Operation, kind: str) -> bool:
     """Return whether a kind of store knows an operation."""
+    if operation.read:
+        return kind == "folder, Zarr 3"
     if kind == "Icechunk":
         return operation.recorded
     # On object stores of version 2 a cube of other dates is not replaced: it would need the same keys.
@@ -335,7 +445,7 @@ def killed_at_every_change(operation: Operation, place: Folder, step: int = 1, o
         mine.last = 1 << 60
         found.moments += 1
         try:
-            stored: xr.Dataset | None = place.opened(target).load()
+            stored: Any = operation.read(target) if operation.read else place.opened(target).load()
         except FileNotFoundError:
             stored = None
         except Exception as error:
@@ -362,3 +472,15 @@ def killed_at_every_change(operation: Operation, place: Folder, step: int = 1, o
         elif operation.recorded and not xr_ginet.status(target, verify=True).all():
             found.note("incomplete", n, "checksums")
     return found
+
+
+def rows(root: Path, step: int = 1) -> Iterator[list[str]]:
+    """Kill all operations in all kinds of stores; yield what was found, a row for each."""
+    for operation in (*OPERATIONS, *BESIDE):
+        for kind, place in places(root).items():
+            if possible(operation, kind):
+                found = killed_at_every_change(operation, place, step)
+                if found.faults:
+                    print(operation.name, kind, found.first)
+                counts = (found.moments, found.unreadable, found.parts, found.incomplete)
+                yield [operation.name, kind, *map(str, counts)]

@@ -37,13 +37,15 @@ TESTS = {
     "transactions": ["growing", "object_stores"],
 }
 """The modules whose faults cost most, and the files of tests that hold each."""
+LEFT_OUT = ["layouts.py::test_an_offset_taken_twice_is_told_whatever_was_computed_of_the_dates"]
+"""Tests that fail where a function is one that calls another, as mutmut makes them."""
 KILLED = ("killed", "timeout", "segfault")
 CONFIG = """
 [tool.mutmut]
 source_paths = ["xr_ginet"]
 only_mutate = ["xr_ginet/{module}.py"]
 also_copy = ["benchmarks", "examples", "README.md"]
-pytest_add_cli_args = ["-m", "not slow", "-p", "no:cacheprovider", "--no-header"]
+pytest_add_cli_args = ["-m", "not slow", "-p", "no:cacheprovider", "--no-header"{left_out}]
 pytest_add_cli_args_test_selection = [{tests}]
 process_isolation = "forkserver"  # torch does not survive a fork once it has worked
 timeout_multiplier = 5.0
@@ -90,7 +92,8 @@ def copy_of_tree(module: str, folder: Path) -> Path:
             shutil.copy(ROOT / name, folder / name)
     tests = ", ".join(f'"tests/test_{name}.py"' for name in TESTS[module])
     with (folder / "pyproject.toml").open("a") as file:
-        file.write(CONFIG.format(module=module, tests=tests))
+        left_out = "".join(f', "--deselect=tests/test_{name}"' for name in LEFT_OUT)
+        file.write(CONFIG.format(module=module, tests=tests, left_out=left_out))
     if (ROOT.parent / "shared").exists():
         (folder / "shared").symlink_to((ROOT.parent / "shared").resolve())  # beside mutants/
     return folder

@@ -60,7 +60,7 @@ RULES = {
     "field/10": Rule(r"(?s)(missing in the corner: 64 .*){3}", r"value there -|beside it 0\.0[1-9]"),
     "field/12": Rule("stored: -"),
     "field/13": Rule(r"crs=32760: \['T60GUA'\]", r"ValueError.*32701"),
-    "field/15": Rule(r"(?s)(ok\s.*){3}", "Error"),
+    "field/15": Rule(r"(?s)uint16'\} ok.*True\} ok", "already exists in attrs|conflicts"),
     "field/17": Rule(r"(?m)^ok$", "Error"),
     "field/18": Rule(r"(?s)B02 equals.*\(0, 0\) : True.*B11 equals.*\(0, 0\) : True"),
     "field/19": Rule(r"(?s)home: .*a\.zarr.*here: \[\]", r"(resume|to_cog|mode=w) \w*Error"),

@@ -136,6 +136,9 @@ def test_the_command_prints_and_writes_the_table(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_judged_is_refused() -> None:
+    single = two_grids().drop_dims(["y_20m", "x_20m"])
+    with pytest.raises(ValueError, match=r"no y_20m: its 20 m bands must lie on .* evaluate the cube that it was made"):
+        evaluate(single, ["bicubic"])
     cube = two_grids((24, 24))
     with pytest.raises(ValueError, match="scale='half': must be 'reduced' or 'full'"):
         evaluate(cube, scale="half")

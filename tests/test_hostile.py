@@ -17,14 +17,16 @@ import numpy as np
 import pytest
 import xarray as xr
 import zarr
-from conftest import scene_item
+from conftest import scene_item, single_grid
 from faulty import Plan, faulty
 from pystac_client.exceptions import APIError
 
 import xr_ginet
+from xr_ginet.jobs import Job, run
 from xr_ginet.sentinel2 import arrays, patience, search
 from xr_ginet.sentinel2.addresses import Address
 from xr_ginet.sentinel2.items import read_item
+from xr_ginet.sentinel2.provenance import of_all
 from xr_ginet.sentinel2.reader import look
 from xr_ginet.simulation import simulate
 
@@ -102,7 +104,7 @@ def of(item: dict[str, Any], day: int) -> dict[str, Any]:
 
 
 def opened(url: str, **options: Any) -> list[str]:
-    return xr_ginet.open_stac(url, bands=["B02"], local_files=True, **options).attrs["source_items"]
+    return of_all(xr_ginet.open_stac(url, bands=["B02"], local_files=True, **options))["source_items"]
 
 
 def test_items_behind_empty_pages_are_found(item: dict) -> None:
@@ -427,3 +429,100 @@ def test_a_zarr_store_that_is_damaged_is_named(tmp_path: Path) -> None:
     (tmp_path / "c.zarr" / "B02" / "zarr.json").write_text("{")
     with pytest.raises(ValueError, match=r"c.zarr cannot be opened as a cube in Zarr \(.*\). Is it whole\?"):
         arrays.open_cube(str(tmp_path / "c.zarr"))
+
+
+# -- what users type
+# ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("datetime", ["06/2024", "June", "2024-13", "2024-06-01/2024-06-30/2024-07-01", "../..", ""])
+def test_a_date_that_is_none_is_named(item: dict, datetime: str) -> None:
+    with api(lambda url, path, number: (400, {}, b"bad datetime")) as (url, _):
+        with pytest.raises(
+            (ValueError, APIError), match=r"datetime is a date or a range, such as 2024-06|bad datetime"
+        ):
+            opened(url, datetime=datetime)
+
+
+def test_an_area_may_be_text_or_a_feature(item: dict) -> None:
+    west, south, east, north = item["bbox"]
+    ring = [[west, south], [east, south], [east, north], [west, north], [west, south]]
+    geometry = {"type": "Polygon", "coordinates": [ring]}
+    expected = xr_ginet.open_stac([item], bands=["B02"], intersects=geometry)
+    for area in (json.dumps(geometry), {"type": "Feature", "geometry": geometry, "properties": {}}):
+        xr.testing.assert_identical(xr_ginet.open_stac([item], bands=["B02"], intersects=area), expected)
+
+
+@pytest.mark.parametrize(
+    ("area", "match"),
+    [
+        (
+            {"type": "Point", "coordinates": [2.0, 44.0]},
+            r"a Point without an extent.*bbox=\(1.9900, 43.9900, 2.0100, 44.01",
+        ),
+        ({"type": "LineString", "coordinates": [[2.0, 44.0], [2.0, 45.0]]}, "a LineString without an extent"),
+        ("here", "intersects='here' is no GeoJSON geometry"),
+        ("[1, 2]", "is no GeoJSON geometry"),
+        ({}, "is no GeoJSON geometry"),
+        ({"type": "Feature", "geometry": None}, "is no GeoJSON geometry"),
+        ({"type": "Polygon", "coordinates": "x"}, "whose coordinates cannot be read"),
+        ({"type": "Polygon", "coordinates": []}, "holds no coordinates; a GeoJSON geometry is needed"),
+        (
+            {"type": "Polygon", "coordinates": [[[6e5, 4.9e6], [7e5, 4.9e6], [7e5, 5e6]]]},
+            "reaches from 600000 to 700000",
+        ),
+        ({"type": "Polygon", "coordinates": [[[1, 4.9e6], [2, 4.9e6], [2, 5e6]]]}, "coordinates must be degrees"),
+    ],
+)
+def test_an_area_that_is_none_is_named(item: dict, area: Any, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        xr_ginet.open_stac([item], bands=["B02"], intersects=area)
+
+
+@pytest.mark.parametrize("name", ["../escaped", "/escaped", "a/b", "a\\b", "..", ".", "", "C:x", "a\0b"])
+def test_the_name_of_a_variable_does_not_leave_the_folder_of_cogs(name: str, tmp_path: Path) -> None:
+    cube = single_grid(("B02", "B05"), (16, 16), 10).rename(B05=name).astype("float32")
+    with pytest.raises(ValueError, match=r"cannot be the name of a file. Type ds.rename\("):
+        cube.ginet.to_cog(tmp_path / "cogs")
+    assert not list(tmp_path.rglob("*.tif"))
+
+
+def test_months_are_no_files(tmp_path: Path) -> None:
+    months = single_grid(("B02",), (16, 16), 10, n_times=2).groupby("time.month").mean()
+    with pytest.raises(ValueError, match=r"B02 has the dimension 'month' besides time, y, x.*ds\.isel\(month=0\)"):
+        months.ginet.to_cog(tmp_path)
+
+
+def job_file(folder: Path, more: str = "", name: str = "job.toml") -> Path:
+    text = f'catalog = "http://{HOST}"\nstore = "{{area}}.zarr"\n{more}\n[[area]]\nname = "a"\nbbox = [0, 1, 2, 3]\n'
+    (folder / name).write_text(text)
+    return folder / name
+
+
+@pytest.mark.parametrize(
+    "kind", ["distributed.utils.import_file", "distributed.Client", "distributed.deploy.Cluster", "distributed.config"]
+)
+def test_a_job_has_its_cluster_from_classes_of_clusters_alone(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'owned')!r}, 'w')\n")
+    options = f'[cluster]\nclass = "{kind}"\noptions = {{ path = "{tmp_path}/evil.py" }}'
+    with pytest.raises(ValueError, match=rf"class='{kind}' is no class of Dask clusters, such as distributed.Local"):
+        run(Job.from_toml(job_file(tmp_path, options)))
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize(("name", "report"), [("j.toml", "j.toml"), ("j.toml", "./x/../j.toml")])
+def test_a_report_does_not_take_the_place_of_its_job(name: str, report: str, tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    with pytest.raises(ValueError, match=r"would overwrite the job.s file\. Name another, such as report.json"):
+        Job.from_toml(job_file(tmp_path, f'report = "{report}"', name))
+    (tmp_path / "link.toml").symlink_to(tmp_path / name)
+    with pytest.raises(ValueError, match="would overwrite the job's file"):
+        Job.from_toml(job_file(tmp_path, 'report = "link.toml"', name))
+
+
+@pytest.mark.parametrize("field", ["{area!r}", "{area:>9}", "{area.x}", "{}"])
+def test_a_store_is_named_by_its_area_alone(field: str, tmp_path: Path) -> None:
+    path = job_file(tmp_path)
+    path.write_text(path.read_text().replace("{area}", field))
+    with pytest.raises(ValueError, match=r"the only name to fill in is \{area\}, as it stands"):
+        Job.from_toml(path)

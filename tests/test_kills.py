@@ -12,7 +12,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Consolidated metadata", "ignore:
 KINDS = list(kills.places(Path()))
 CASES = [
     pytest.param(operation, kind, id=f"{operation.name}-{kind}")
-    for operation in kills.OPERATIONS
+    for operation in (*kills.OPERATIONS, *kills.BESIDE)
     for kind in KINDS
     if kills.possible(operation, kind)
 ]
@@ -22,7 +22,7 @@ CASES = [
 @pytest.mark.parametrize(("operation", "kind"), CASES)
 def test_a_job_killed_at_any_change_of_its_store(operation: kills.Operation, kind: str, tmp_path: Path) -> None:
     found = kills.killed_at_every_change(operation, kills.places(tmp_path)[kind])
-    assert found.moments > 5
+    assert found.moments > 2
     assert not found.faults, found.first
 
 
@@ -31,6 +31,5 @@ def test_a_job_killed_at_any_change_of_its_store(operation: kills.Operation, kin
     [case for i, case in enumerate(CASES) if i % 3 == 0],
 )
 def test_a_job_killed_at_some_changes_of_its_store(operation: kills.Operation, kind: str, tmp_path: Path) -> None:
-    found = kills.killed_at_every_change(operation, kills.places(tmp_path)[kind], step=9, offset=4)
-    assert found.moments > 1
+    found = kills.killed_at_every_change(operation, kills.places(tmp_path)[kind], step=9, offset=2)
     assert not found.faults, found.first

@@ -152,6 +152,11 @@ def evaluate(
     """
     if scale not in ("reduced", "full"):
         raise ValueError(f"scale={scale!r}: must be 'reduced' or 'full'")
+    if lacking := [dim for dim in COARSE_DIMS if dim not in ds.sizes]:
+        raise ValueError(
+            f"the cube has the dims {tuple(ds.sizes)}, and no {lacking[0]}: its 20 m bands must lie on a grid of their "
+            "own, by which results are judged. Of a super-resolved cube, evaluate the cube that it was made from"
+        )
     ds = even(ds)
     if min(ds.sizes[dim] for dim in COARSE_DIMS) <= 2 * border + 2 * SSIM_RADIUS:
         raise ValueError(

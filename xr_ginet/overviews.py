@@ -88,9 +88,9 @@ def build_overviews(target: str | Path, *, levels: int | None = None) -> list[st
             raise ValueError(f"{source} is of version {version} of Zarr: the conventions are of version 3")
         if levels is None:
             levels = max(0, int(np.ceil(np.log2(max(grid.shape) / SMALLEST))))
-        times = np.atleast_1d(cube["time"].values) if "time" in cube.coords else None
-        if CHECKSUM in cube and not (complete := np.atleast_1d(status(source).values)).all():
-            lacking = "it is" if times is None else ", ".join(str(t)[:19] for t in times[~complete][:3])
+        if CHECKSUM in cube and not (complete := status(source)).all():
+            times = complete["time"].values[~complete.values] if complete.ndim else []
+            lacking = ", ".join(str(time)[:19] for time in times[:3]) or "it is"
             raise ValueError(
                 f"{source} is not complete ({lacking} not): go on with its job first, by the same to_zarr(resume=True)"
             )
@@ -146,6 +146,8 @@ def _build(finer: str, coarser: str) -> None:
         stale = ~_made_from(coarser, level)
         if stale.any():
             to_zarr(level.isel(time=stale), coarser, mode="a", **options)
+        elif not _shown(coarser):  # a job was killed after its last date was written
+            to_zarr(level, coarser, mode="a", resume=True, **options)
 
 
 def _options_of(stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -162,9 +164,15 @@ def _made_from(store: str, level: xr.Dataset) -> np.ndarray:
     except FileNotFoundError:
         return np.zeros(level.sizes["time"], bool)
     with whole(store).opened(at(store)) as stored:
-        known = stored[SOURCE].where(complete, 0).load()
+        known = stored[SOURCE].reset_coords(drop=True).where(complete.values, 0).load()
     known = known.reindex(time=level["time"].astype(known["time"].dtype), fill_value=np.uint64(0))
     return known.values == level[SOURCE].values
+
+
+def _shown(store: str) -> bool:
+    """Return whether readers see all dates of a level."""
+    seen = Documents.seen(at(store))
+    return seen is not None and seen.lengths("time") == whole(store).lengths("time")
 
 
 def halved(cube: xr.Dataset) -> xr.Dataset:

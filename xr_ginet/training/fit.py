@@ -313,8 +313,8 @@ class _StateFile(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with whole_file(Path(path)) as part:
-            torch.save(checkpoint, part)
+        with whole_file(Path(path)) as part, part.open("wb") as file:  # by its path torch would keep the name in it
+            torch.save(checkpoint, file)
 
     def load_checkpoint(self, path: Any, *arguments: Any, **options: Any) -> dict[str, Any]:
         try:
