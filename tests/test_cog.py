@@ -155,7 +155,7 @@ def test_what_cannot_be_written_is_refused(result: xr.Dataset, tmp_path: Path) -
             two_grids((8, 8)).ginet.to_cog(tmp_path)
         with pytest.raises(ValueError, match="no CRS, by which to place"):
             result.drop_vars("spatial_ref").ginet.to_cog(tmp_path)
-        with pytest.raises(ValueError, match=r"like='input', but the cube's attributes .* do not tell"):
+        with pytest.raises(ValueError, match=r"like='input', but the cube .* does not tell of one kind"):
             result.ginet.to_cog(tmp_path, like="input")
         with pytest.raises(ValueError, match="like='output': must be 'input'"):
             result.ginet.to_zarr(tmp_path / "c.zarr", like="output")
@@ -179,3 +179,38 @@ def test_workers_of_a_cluster_write_the_same_files(result: xr.Dataset, tmp_path:
     for a, b in zip(alone, together, strict=True):
         with rasterio.open(a) as first, rasterio.open(b) as second:
             assert_array_equal(first.read(), second.read())
+
+
+def test_overviews_are_means(tmp_path: Path) -> None:
+    cube = single_grid(("B02",), (1024, 1024), 10)
+    [path] = cube.ginet.to_cog(tmp_path, dtype="float32")
+    with rasterio.open(path) as file:
+        assert file.overviews(1) == [2]
+    with rasterio.open(path, overview_level=0) as file:
+        means = cube["B02"].values.reshape(512, 2, 512, 2).mean((1, 3))
+        assert_allclose(file.read(1), means, rtol=1e-6)
+
+
+def test_a_file_has_one_writer_and_what_it_left_is_cleared(result: xr.Dataset, tmp_path: Path) -> None:
+    one = result[["B02"]].isel(time=0)
+    left = [f".20240501T105031_B02.tif.{'0' * 32}{end}" for end in (".tif", ".part.tif", ".txt")]
+    for name in left:
+        (tmp_path / name).write_text("half")
+    seen = []
+
+    def other(block: np.ndarray) -> np.ndarray:
+        if not seen:
+            with pytest.raises(RuntimeError, match=r"another job is writing .*_B02\.tif"):
+                one.ginet.to_cog(tmp_path)
+            result[["B02"]].isel(time=1).ginet.to_cog(tmp_path)  # another date may be
+            seen.append(True)
+        return block
+
+    data = da.map_blocks(other, one["B02"].data, dtype="float32", meta=np.empty((0, 0), "float32"))
+    with dask.config.set(scheduler="synchronous"):
+        one.assign(B02=one["B02"].copy(data=data)).ginet.to_cog(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        left[2],
+        "20240501T105031_B02.tif",
+        "20240506T105031_B02.tif",
+    ]

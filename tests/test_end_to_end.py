@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 import xr_ginet
 from xr_ginet.cli import _print_plan, app
+from xr_ginet.mapping.likeness import Choice
 from xr_ginet.network import Checkpoint, load_checkpoint
 from xr_ginet.sentinel2.bands import BANDS_10M, BANDS_20M
 from xr_ginet.simulation import simulate, write_cogs
@@ -64,10 +65,10 @@ def test_a_cube_is_read_worked_on_and_written_row_by_row(
     with Order() as order, dask.config.set(scheduler="sync"):
         sr.ginet.to_zarr(tmp_path / "cube.zarr", **options)
     kinds = [
-        next((k for k in ("reflectance", "ginet-windows", "store-map") if n.startswith(k)), "") for n in order.started
+        next((k for k in ("reflectance", "ginet-windows", "ginet-store") if n.startswith(k)), "") for n in order.started
     ]
     reads, calls, writes = (
-        np.cumsum([kind == k for kind in kinds]) for k in ("reflectance", "ginet-windows", "store-map")
+        np.cumsum([kind == k for kind in kinds]) for k in ("reflectance", "ginet-windows", "ginet-store")
     )
     assert calls[-1] == 80
     assert (reads[-1], writes[-1]) == (800, 800)
@@ -188,7 +189,7 @@ def test_the_plan_for_a_gpu_tells_of_its_memory(checkpoint: Checkpoint, capsys: 
     cube = two_grids((48, 32), n_times=1)
     cube.attrs |= {"source_items": ["one"], "radiometry": "reflectance"}
     result = cube.chunk(y=16, x=16).ginet.superresolve(weights=checkpoint).assign_attrs(ginet_precision="mixed")
-    _print_plan(cube, result, "cube.zarr", checkpoint, "cuda")
+    _print_plan(cube, result, "cube.zarr", Choice(checkpoint, None, "cuda", "mixed"))
     expected = "memory   at most 0.069 GB of cuda's memory for the network, one block of 96 × 64 at a time"
     assert expected in capsys.readouterr().out  # (8 · 16 + 10 · 6 · 4) · 96 · 64 + 2²⁶
 
@@ -201,7 +202,7 @@ def test_the_plan_for_one_large_block_is_of_its_parts(
     told = []
     for precision in ("float32", "float64"):
         result = cube.chunk().ginet.superresolve(weights=checkpoint, precision=precision, device="cpu")
-        _print_plan(cube, result, "cube.zarr", checkpoint, "cpu")
+        _print_plan(cube, result, "cube.zarr", Choice(checkpoint, None, "cpu", precision))
         [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("memory")]
         told.append(line)
     assert told[0].startswith("memory   at most 1.5 GB per process for the network, one block of 2000 × 1400 at a time")

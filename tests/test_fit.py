@@ -22,7 +22,7 @@ import xr_ginet
 from xr_ginet.network import Checkpoint, GINet, GINetConfig, load_checkpoint
 from xr_ginet.sentinel2.bands import BANDS_10M, BANDS_20M
 from xr_ginet.simulation import simulate
-from xr_ginet.training.fit import COLDEST, FitOptions, Fitting, fit, write_picture
+from xr_ginet.training.fit import COLDEST, FitOptions, Fitting, _StateFile, fit, write_picture
 from xr_ginet.training.objective import relative_error, start_from_clusters, start_near_bicubic
 from xr_ginet.training.patches import Patches, PatchOptions
 
@@ -356,3 +356,25 @@ def test_adapt_refuses_before_it_works(checkpoint: Checkpoint, tmp_path) -> None
         with pytest.raises(error, match=match):
             cube.ginet.adapt(**{"path": tmp_path / "x.safetensors", "weights": checkpoint.path} | arguments)
     assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_the_state_of_a_run_is_the_old_one_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, state = tmp_path / "last.ckpt", _StateFile()
+    state.save_checkpoint({"step": 1}, path)
+
+    def killed(content: object, file: Any) -> None:
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            state.save_checkpoint({"step": 2}, path)
+    assert state.load_checkpoint(path, weights_only=True) == {"step": 1}
+    (tmp_path / f".last.ckpt.{'0' * 32}.part").write_bytes(b"half")
+    state.save_checkpoint({"step": 2}, path)
+    assert state.load_checkpoint(path, weights_only=True) == {"step": 2}
+    assert [p.name for p in tmp_path.iterdir()] == ["last.ckpt"]
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"last.ckpt is no state that a run can go on with .* Delete it"):
+        state.load_checkpoint(path, weights_only=True)

@@ -189,7 +189,7 @@ def test_a_lease_is_renewed_while_the_job_lives(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_refused_call_leaves_nothing_behind(tmp_path: Path) -> None:
     for target in (tmp_path / "a" / "b" / "cube.zarr", f"file://{tmp_path}/c/cube.zarr"):
-        broken = cube().assign(B02=cube()["B02"].assign_attrs(made=np.datetime64("2024-01-01").item()))
+        broken = cube().assign(B02=cube()["B02"].assign_attrs(made=object()))
         with pytest.raises(ValueError, match="which Zarr cannot store"):
             broken.ginet.to_zarr(target)
         failing = meanwhile(cube(), lambda: 1 / 0)

@@ -9,18 +9,21 @@ from typing import Any
 from uuid import uuid4
 
 import boto3
+import dask.array as da
 import icechunk
+import kills
 import numpy as np
 import pytest
 import xarray as xr
 import zarr
-from conftest import two_grids
+from conftest import no_compute, two_grids
 from distributed import Client, LocalCluster
 from moto.server import ThreadedMotoServer
-from obstore.store import S3Store
+from obstore.store import MemoryStore, S3Store
 from zarr.storage import ObjectStore
 
 import xr_ginet
+from xr_ginet.documents import at, get, keys
 from xr_ginet.growing import Outcome
 from xr_ginet.network import Checkpoint
 
@@ -199,3 +202,58 @@ def test_icechunk_refuses_what_it_cannot_do(
     with pytest.raises(ValueError, match="lies in this process's memory, where a cluster's workers"):
         cube.ginet.to_zarr(icechunk.Repository.create(icechunk.in_memory_storage()), resume=True)
     assert repository.list_branches() == {"main"}
+
+
+def test_main_is_not_moved_from_under_someone_else(cube: xr.Dataset, repository: icechunk.Repository) -> None:
+    cube.isel(time=slice(1)).ginet.to_zarr(repository, mode="a")
+
+    def meanwhile(outcome: Outcome) -> None:
+        if outcome.date.startswith("2024-05-11"):
+            with repository.transaction("main", message="someone else's") as store:
+                zarr.open_array(store, path="B02", mode="r+")[0, 0, 0] = 0.5
+
+    with pytest.raises(RuntimeError, match=r"main of .* has moved while this job was writing"):
+        cube.ginet.to_zarr(repository, mode="a", resume=True, tell=meanwhile)
+    assert read(repository)["B02"][0, 0, 0] == 0.5
+    assert read(repository).sizes["time"] == 1
+    cube.ginet.to_zarr(repository, mode="a", resume=True)
+    assert read(repository)["B02"][0, 0, 0] == 0.5
+    assert read(repository).sizes["time"] == 3
+
+
+@pytest.mark.parametrize("place", [fsspec_url, object_store], ids=["fsspec", "obstore"])
+def test_a_cube_on_s3_is_replaced_at_once(endpoint: str, place: Callable[[str, str], Any]) -> None:
+    target, expected, seen = place(endpoint, uuid4().hex), kills.cube(2)["B05"].values, []
+    kills.cube(2).ginet.to_zarr(target)
+    for _ in range(2):  # there and back: keys take turns
+        lazy = xr.open_zarr(target, chunks={})
+
+        def look(block: np.ndarray, expected: np.ndarray) -> np.ndarray:
+            with xr.open_zarr(target) as found:
+                seen.append(np.array_equal(found["B05"], expected))
+            return block
+
+        options = {"dtype": "float32", "meta": np.empty((0,) * 3, "float32"), "expected": expected}
+        data = da.map_blocks(look, lazy["B05"].data * 2, **options)
+        lazy.assign(B05=lazy["B05"].copy(data=data)).ginet.to_zarr(target, mode="w")
+        expected = expected * 2
+        np.testing.assert_array_equal(xr.open_zarr(target)["B05"], expected)
+        assert len([key for key in keys(at(target), "B05/") if "/c" in key]) == 2
+    assert seen == [True] * 4
+
+
+def test_what_cannot_be_replaced_at_once_is_refused() -> None:
+    store = ObjectStore(MemoryStore())
+    kills.cube(2).ginet.to_zarr(store, zarr_format=2)
+    before = {key: get(at(store), key) for key in keys(at(store))}
+    with no_compute(), pytest.raises(ValueError, match=r"time differs|source differs.*zarr_format=3"):
+        kills.cube(3).ginet.to_zarr(store, mode="w", zarr_format=2)
+    assert {key: get(at(store), key) for key in keys(at(store))} == before
+    kills.cube(2, seed=1).assign_coords(source=kills.cube(2)["source"]).ginet.to_zarr(store, mode="w", zarr_format=2)
+    np.testing.assert_array_equal(xr.open_zarr(store)["B05"], kills.cube(2, seed=1)["B05"])
+    kills.cube(3).ginet.to_zarr(store, mode="w", zarr_format=3)
+    np.testing.assert_array_equal(xr.open_zarr(store)["B05"], kills.cube(3)["B05"])
+    assert not [key for key in keys(at(store)) if ".z" in key]
+    kills.cube(1).ginet.to_zarr(store, mode="w", zarr_format=2)
+    np.testing.assert_array_equal(xr.open_zarr(store)["B05"], kills.cube(1)["B05"])
+    assert not [key for key in keys(at(store)) if key.endswith("zarr.json")]

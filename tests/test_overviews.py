@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -197,3 +199,43 @@ def test_what_no_pyramid_can_be_made_of_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"is not complete .*20\d\d.* go on with its job first"):
         xr_ginet.build_overviews(tmp_path / "c" / "10m")
     assert not (tmp_path / "c" / "20m").exists()
+
+
+def test_a_date_of_an_overview_without_a_record_is_made_again(store: Path) -> None:
+    before = level(store, "20m")
+    zarr.open_array(store / "20m", path="B8A", mode="r+")[1] = 7
+    zarr.open_array(store / "20m", path=CHECKSUM, mode="r+")[1] = 0
+    xr_ginet.build_overviews(store / "10m", levels=2)
+    xr.testing.assert_equal(level(store, "20m"), before)
+
+
+def test_a_cube_whose_job_was_interrupted_has_no_overviews_yet(tmp_path: Path) -> None:
+    def stop(outcome: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cube_of().ginet.to_zarr(tmp_path / "c" / "10m", resume=True, tell=stop)
+    with pytest.raises(ValueError, match=r"10m is not complete \(2024-05-06T10:50:31, 2024-05-11T10:50:31 not\)"):
+        xr_ginet.build_overviews(tmp_path / "c" / "10m")
+
+
+def test_what_is_no_level_is_no_member_of_the_pyramid(store: Path) -> None:
+    left = [store / f"20m.{'0' * 32}", store / f"20m.{'1' * 32}.old", store / "80m"]
+    for folder in left:  # what jobs left that were killed: folders put aside, and a level that was begun
+        shutil.copytree(store / "40m", folder)
+    cube_of(n_times=None).ginet.to_zarr(store / "mine")
+    xr_ginet.build_overviews(store / "10m", levels=2)
+    assert set(xr.open_datatree(store, engine="zarr").children) == {"10m", "20m", "40m", "mine"}
+    xr.testing.assert_equal(xr.open_datatree(store, engine="zarr")["20m"].to_dataset().load(), level(store, "20m"))
+
+
+def test_overviews_of_an_object_store_and_of_dates_with_text(tmp_path: Path) -> None:
+    url, items = f"memory://{uuid4().hex}", np.array(["a", "bc", "d"], object)
+    cube = cube_of().assign_coords(item=("time", items))
+    cube.isel(time=slice(2)).ginet.to_zarr(f"{url}/10m", mode="a")
+    xr_ginet.build_overviews(f"{url}/10m", levels=1)
+    cube.ginet.to_zarr(f"{url}/10m", mode="a", resume=True)
+    xr_ginet.build_overviews(f"{url}/10m", levels=1)
+    coarse = xr.open_datatree(url, engine="zarr")["20m"].to_dataset().load()
+    assert coarse["item"].values.tolist() == items.tolist()
+    xr.testing.assert_allclose(coarse["B8A"], halved(cube)["B8A"].compute())

@@ -160,7 +160,7 @@ def test_what_lies_beside_a_raster_is_not_looked_at(suffix: str, tmp_path: Path)
     beside = f"<PAMDataset><SRS>EPSG:32631</SRS>{vrt(private)}</PAMDataset>" if suffix == ".aux.xml" else vrt(private)
     (tmp_path / f"B02.tif{suffix}").write_text(beside)
     if suffix == ".aux.xml":
-        with rasterio.open(path) as file:  # as GDAL does by itself
+        with rasterio.Env(GDAL_PAM_ENABLED=True), rasterio.open(path) as file:  # as GDAL does by itself
             assert file.crs.to_epsg() == 32631
     assert_allclose(read(path), numbers() / 1e4, rtol=1e-6)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import dask
 import dask.array as da
+import kills
 import numpy as np
 import pytest
 import xarray as xr
@@ -19,7 +20,7 @@ from dask.utils import key_split
 from numpy.testing import assert_allclose, assert_array_equal
 
 import xr_ginet
-from xr_ginet import schedulers
+from xr_ginet import folders, schedulers
 from xr_ginet.network import Checkpoint
 
 
@@ -264,3 +265,46 @@ def test_memory_of_this_process_is_refused_where_others_compute(cube: xr.Dataset
             small.ginet.to_zarr(store)
     small.ginet.to_zarr(store)
     assert not xr.open_zarr(store)["B02"].isnull().any()
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("level", [1, 19])
+def test_pixels_are_compressed_as_much_as_asked_for(zarr_format: int, level: int, tmp_path) -> None:
+    kills.cube(1).ginet.to_zarr(tmp_path / "c.zarr", zarr_format=zarr_format, compression_level=level)
+    [compressor] = zarr.open_array(tmp_path / "c.zarr", path="B02").compressors
+    assert compressor.level == level
+
+
+def test_a_store_is_replaced_where_folders_cannot_be_exchanged(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "c.zarr"
+    kills.cube(2).ginet.to_zarr(path)
+    monkeypatch.setattr(folders, "_swapped", lambda one, other: False)
+    kills.cube(3).ginet.to_zarr(path, mode="w")
+    assert xr.open_zarr(path).sizes["time"] == 3
+    assert [p.name for p in tmp_path.iterdir()] == ["c.zarr"]
+    path.rename(tmp_path / f"c.zarr.{'0' * 32}.old")  # a job was killed between the two renames
+    (tmp_path / f"c.zarr.{'1' * 32}").mkdir()
+    with pytest.raises(FileExistsError, match="holds a Zarr store already"):
+        kills.cube(1).ginet.to_zarr(path)
+    assert xr.open_zarr(path).sizes["time"] == 3
+    assert [p.name for p in tmp_path.iterdir()] == ["c.zarr"]
+
+
+def test_what_cannot_be_exchanged_is_refused_before_anything_is_computed(
+    tmp_path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kills.cube(2).ginet.to_zarr(tmp_path / "c.zarr")
+    monkeypatch.setattr("pathlib.Path.is_mount", lambda self: self.name == "c.zarr")
+    with no_compute(), pytest.raises(ValueError, match=r"is a file system of its own.*Name a folder within it"):
+        kills.cube(3).ginet.to_zarr(tmp_path / "c.zarr", mode="w")
+    assert xr.open_zarr(tmp_path / "c.zarr").sizes["time"] == 2
+
+
+def test_a_link_stays_a_link(tmp_path) -> None:
+    (tmp_path / "far").mkdir()
+    (tmp_path / "c.zarr").symlink_to(tmp_path / "far" / "real.zarr")
+    for n in (2, 3):
+        kills.cube(n).ginet.to_zarr(tmp_path / "c.zarr", mode="w")
+        assert xr.open_zarr(tmp_path / "far" / "real.zarr").sizes["time"] == n
+    assert (tmp_path / "c.zarr").is_symlink()
+    assert [p.name for p in (tmp_path / "far").iterdir()] == ["real.zarr"]

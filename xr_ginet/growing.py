@@ -116,13 +116,11 @@ def by_date(cube: xr.Dataset) -> xr.Dataset:
     Raises
     ------
     ValueError
-        If two dates have one time, or a time is missing.
+        If two dates have one time.
     """
     if "time" not in cube.dims:
         return cube
     times = cube["time"].values
-    if (missing := np.flatnonzero(np.asarray(cube["time"].isnull()))).size:
-        raise ValueError(f"the time of step {missing[0]} is missing (NaT). Drop it: ds.dropna('time', subset=['time'])")
     known, counts = np.unique(times, return_counts=True)
     if (counts > 1).any():
         raise ValueError(

@@ -88,9 +88,9 @@ def build_overviews(target: str | Path, *, levels: int | None = None) -> list[st
             raise ValueError(f"{source} is of version {version} of Zarr: the conventions are of version 3")
         if levels is None:
             levels = max(0, int(np.ceil(np.log2(max(grid.shape) / SMALLEST))))
-        times = np.atleast_1d(cube["time"].values) if "time" in cube.coords else None
-        if CHECKSUM in cube and not (complete := np.atleast_1d(status(source).values)).all():
-            lacking = "it is" if times is None else ", ".join(str(t)[:19] for t in times[~complete][:3])
+        if CHECKSUM in cube and not (complete := status(source)).all():
+            times = complete["time"].values[~complete.values] if complete.ndim else []
+            lacking = ", ".join(str(time)[:19] for time in times[:3]) or "it is"
             raise ValueError(
                 f"{source} is not complete ({lacking} not): go on with its job first, by the same to_zarr(resume=True)"
             )

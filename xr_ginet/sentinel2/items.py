@@ -180,6 +180,8 @@ def _read(
     sign: Callable[[dict[str, Any]], dict[str, Any]] | None,
 ) -> Scene:
     found = {}
+    if not isinstance(item["id"], str) or not item["id"]:
+        raise ValueError(f"an item's id is {str(item['id'])[:80]!r}, which must be text")
     raw, item = item, item if sign is None else _signed(item, sign)
     for name in bands:
         key, asset = _find_asset(item, name)
