@@ -128,7 +128,8 @@ def declared(*extras: str) -> set[str]:
     [
         # Triton comes with torch where it works; who has an Icechunk repository has Icechunk.
         ("xr_ginet", ("distributed", "train"), {"triton", "icechunk"}),
-        ("tests", ("distributed", "train", "demo", "test"), set()),
+        # boto3 comes with moto. Asked for by name, pip takes the newest and then seeks an s3fs that fits it for an hour.
+        ("tests", ("distributed", "train", "demo", "test"), {"boto3"}),
         ("examples", ("distributed", "demo"), set()),
         (
             "benchmarks",
