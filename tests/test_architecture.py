@@ -128,7 +128,7 @@ def declared(*extras: str) -> set[str]:
     [
         # Triton comes with torch where it works; who has an Icechunk repository has Icechunk.
         ("xr_ginet", ("distributed", "train"), {"triton", "icechunk"}),
-        # boto3 comes with moto. Asked for by name, pip takes the newest and then seeks an s3fs that fits it for an hour.
+        # boto3 comes with moto; asked for by name, pip takes the newest and then seeks an s3fs that fits it.
         ("tests", ("distributed", "train", "demo", "test"), {"boto3"}),
         ("examples", ("distributed", "demo"), set()),
         (
